@@ -1,0 +1,5 @@
+"""`python -m edgetune`."""
+
+from edgetune.cli.main import main
+
+main()

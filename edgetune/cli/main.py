@@ -1,0 +1,105 @@
+"""The entry point: the group of lazily loaded verbs, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from edgetune import __version__
+from edgetune.errors import EdgetuneError, ExitCode
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("edgetune.cli.train", "Train an adapter on your data."),
+    "convert": ("edgetune.cli.convert", "Convert a model or an adapter to GGUF, and prove it."),
+    "quantize": ("edgetune.cli.quantize", "Quantize a GGUF file."),
+    "verify": ("edgetune.cli.verify", "Prove that a GGUF equals the model it came from."),
+    "chat": ("edgetune.cli.chat", "Chat with a model and its adapters."),
+    "generate": ("edgetune.cli.generate", "Complete one prompt."),
+    "tokenize": ("edgetune.cli.tokenize", "Show a text's token ids and pieces."),
+    "models": ("edgetune.cli.models", "List, show and remove models on this machine."),
+    "doctor": ("edgetune.cli.doctor", "Show what works on this machine."),
+}
+"""Verb → (module, one-line help). Each module holds a click command named `command`; the help here keeps `--help` instant."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module when the verb is called, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(VERBS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            if close := get_close_matches(args[0], VERBS, n=1):
+                error.message += f" Did you mean '{close[0]}'?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgetune")
+def edgetune() -> None:
+    """Adapt a language model on your own machine and run it there, offline."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with an `ExitCode`."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error becomes one message on stderr."""
+    try:
+        result: Any = edgetune.main(
+            args=list(args) if args is not None else None, prog_name="edgetune", standalone_mode=False
+        )
+        return int(result) if isinstance(result, int) else ExitCode.OK
+    except click.exceptions.Abort:
+        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return ExitCode.INTERRUPTED
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return ExitCode.USAGE
+    except EdgetuneError as error:
+        _say(error.message, error.hint)
+        return error.exit_code
+    except MemoryError:
+        _say("Out of memory.", "Use a smaller model, quant type, context or batch.")
+        return ExitCode.RESOURCES
+    except BrokenPipeError:
+        # The reader of our stdout went away; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except OSError as error:
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+        return ExitCode.FAILED
+
+
+def _say(message: str, hint: str = "") -> None:
+    color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    click.secho(f"error: {message}", err=True, fg="red" if color else None)
+    if hint:
+        click.secho(f"hint:  {hint}", err=True)

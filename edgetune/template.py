@@ -1,0 +1,197 @@
+"""Chat templates: messages → the exact text a model was trained on, with user text kept apart from control tokens.
+
+The one renderer that training, proof and chat share. It reproduces the Jinja environment of transformers'
+`apply_chat_template` (trim_blocks, lstrip_blocks, loop controls, `{% generation %}`, `tojson`, `raise_exception`,
+`strftime_now`) without importing transformers. It knows no vocabulary: turning the rendered text into token ids is the
+tokenizer's work, which must honour `Rendered.cuts` (see `split_control`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from edgetune.errors import UsageError
+
+Message = Mapping[str, Any]
+"""One turn: "role", "content" (text or a list of parts), and what the template takes besides, e.g. "tool_calls"."""
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a template made of a conversation."""
+
+    text: str
+    """Exactly the template's output."""
+    cuts: tuple[int, ...] = ()
+    """Positions in `text` that no control token may span: there, a message's own characters spell (part of) one."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A model's Jinja chat template with the special tokens it refers to."""
+
+    source: str
+    """The Jinja source, as in `tokenizer_config.json`, `chat_template.jinja` or `tokenizer.chat_template`."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Names the template may use: "bos_token", "eos_token", "pad_token", …"""
+    control_tokens: frozenset[str] = frozenset()
+    """Texts of the vocabulary's control tokens; never made from what a message says."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> Rendered:
+        """Render `messages` as transformers' `apply_chat_template(tokenize=False)` does.
+
+        Raises `UsageError` when the template refuses the conversation (its own `raise_exception`) or is not valid.
+        """
+        mark = _unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), self.source)
+        shield = _Shield(self.control_tokens, mark)
+        try:
+            marked = _compile(self.source).render(
+                messages=[shield.message(message) for message in messages],
+                tools=shield.value(list(tools)) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                documents=None,
+                **self.special_tokens,
+                **variables,
+            )
+        except (TemplateError, SecurityError, TypeError, ValueError, AttributeError, KeyError) as error:
+            raise UsageError(
+                f"The model's chat template refuses this conversation: {error}.",
+                hint="Check the order of roles; some templates take no system message or want user and assistant to take turns.",
+            ) from error
+        return _unmark(marked, mark)
+
+
+def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tuple[str, bool]]:
+    """Split `rendered` into (text, is_control) pieces: leftmost-longest matches of `control_tokens` that no cut divides."""
+    pattern = _control_pattern(frozenset(control_tokens))
+    if pattern is None:
+        return [(rendered.text, False)] if rendered.text else []
+    pieces: list[tuple[str, bool]] = []
+    start = position = 0
+    while match := pattern.search(rendered.text, position):
+        begin, end = match.span()
+        if any(begin < cut < end for cut in rendered.cuts):
+            position = begin + 1
+            continue
+        if begin > start:
+            pieces.append((rendered.text[start:begin], False))
+        pieces.append((match.group(), True))
+        start = position = end
+    if start < len(rendered.text):
+        pieces.append((rendered.text[start:], False))
+    return pieces
+
+
+class _Shield:
+    """Puts `mark` inside every control token that a message spells, and where one could grow across a message's edge."""
+
+    def __init__(self, control_tokens: frozenset[str], mark: str) -> None:
+        self.mark = mark
+        self.pattern = _control_pattern(control_tokens)
+        self.heads = {token[:n] for token in control_tokens for n in range(1, len(token))}
+        self.tails = {token[n:] for token in control_tokens for n in range(1, len(token))}
+        self.longest = max((len(token) for token in control_tokens), default=0)
+
+    def message(self, message: Message) -> dict[str, Any]:
+        return {key: value if key == "role" else self.value(value) for key, value in message.items()}
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {key: self.value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(item) for item in value]
+        return value
+
+    def text(self, text: str) -> str:
+        if self.pattern is None or not text:
+            return text
+        opens = any(text[-n:] in self.heads for n in range(1, min(self.longest, len(text) + 1)))
+        closes = any(text[:n] in self.tails for n in range(1, min(self.longest, len(text) + 1)))
+        broken, position = [], 0
+        while match := self.pattern.search(text, position):
+            broken.append(text[position : match.start() + 1] + self.mark)
+            position = match.start() + 1
+        broken.append(text[position:])
+        # A mark at an edge must not hide white space from a template that trims.
+        head = self.mark if closes and not text[0].isspace() else ""
+        tail = self.mark if opens and not text[-1].isspace() else ""
+        return head + "".join(broken) + tail
+
+
+def _unmark(marked: str, mark: str) -> Rendered:
+    parts = marked.split(mark)
+    cuts, position = [], 0
+    for part in parts[:-1]:
+        position += len(part)
+        cuts.append(position)
+    return Rendered("".join(parts), tuple(cuts))
+
+
+def _unused_character(*texts: str) -> str:
+    used = set().union(*texts)
+    return next(character for character in map(chr, _PRIVATE_USE) if character not in used)
+
+
+@lru_cache(maxsize=8)
+def _control_pattern(control_tokens: frozenset[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(filter(None, control_tokens), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+@lru_cache(maxsize=8)
+def _compile(source: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+class _GenerationBlock(Extension):
+    """Accepts `{% generation %}…{% endgeneration %}`, which marks what an assistant said, and renders its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
