@@ -1,6 +1,6 @@
 """The values that stages hand each other, and how each is recorded beside the thing it describes.
 
-Plain frozen dataclasses: paths, fingerprints, settings, measured numbers. No parsed arguments, no open files, no tensors.
+Plain frozen dataclasses: paths, fingerprints, settings, measured numbers. No parsed arguments, open files or tensors.
 """
 
 from __future__ import annotations

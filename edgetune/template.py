@@ -77,13 +77,13 @@ class ChatTemplate:
         except (TemplateError, SecurityError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise UsageError(
                 f"The model's chat template refuses this conversation: {error}.",
-                hint="Check the order of roles; some templates take no system message or want user and assistant to take turns.",
+                hint="Check the roles: some templates take no system message, or want user and assistant in turn.",
             ) from error
         return _unmark(marked, mark)
 
 
 def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tuple[str, bool]]:
-    """Split `rendered` into (text, is_control) pieces: leftmost-longest matches of `control_tokens` that no cut divides."""
+    """Split into (text, is_control) pieces: leftmost-longest matches of `control_tokens` that no cut divides."""
     pattern = _control_pattern(frozenset(control_tokens))
     if pattern is None:
         return [(rendered.text, False)] if rendered.text else []
@@ -104,7 +104,7 @@ def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tup
 
 
 class _Shield:
-    """Puts `mark` inside every control token that a message spells, and where one could grow across a message's edge."""
+    """Puts `mark` inside every control token a message spells, and where one could grow across a message's edge."""
 
     def __init__(self, control_tokens: frozenset[str], mark: str) -> None:
         self.mark = mark
@@ -175,7 +175,7 @@ def _compile(source: str) -> Any:
 class _GenerationBlock(Extension):
     """Accepts `{% generation %}…{% endgeneration %}`, which marks what an assistant said, and renders its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -1,4 +1,4 @@
-"""Small random-weight checkpoints of every decoder family, saved by transformers itself, at the scale of trained weights.
+"""Small random-weight checkpoints of every decoder family, saved by transformers, at the scale of trained weights.
 
 Random weights need std 1/sqrt(fan_in) and embeddings near 0.25, else every distribution is flat and a broken converter
 passes. Sizes use grouped-query attention and, by default, rows that fit K-quants (multiples of 256).
@@ -83,7 +83,7 @@ def write_checkpoint(
     chat_template: str | None = CHATML,
     max_shard_size: str = "5GB",
 ) -> Path:
-    """Save a random checkpoint of `family` (a key of `DECODERS`) with a byte-level BPE tokenizer; returns `directory`."""
+    """Save a random checkpoint of `family` (a key of `DECODERS`) with a byte-level BPE tokenizer."""
     import torch
     import transformers
 
@@ -107,7 +107,7 @@ def write_checkpoint(
 
 
 def randomize(model: Any, *, seed: int = 0) -> None:
-    """Give every parameter of `model` the scale of a trained one: matrices 1/sqrt(fan_in), embeddings 0.25, norms about 1."""
+    """Give every parameter the scale of a trained one: matrices 1/sqrt(fan_in), embeddings 0.25, norms about 1."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -149,12 +149,12 @@ def _bpe_json() -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=509, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    tokenizer.train_from_iterator(text * 20, trainer)
+    tokenizer.train_from_iterator([words * 4, fox] * 20, trainer)
     return str(tokenizer.to_str())
 
 
 def build_bpe_tokenizer(*, chat_template: str | None = CHATML) -> Any:
-    """A byte-level BPE tokenizer (Qwen2's pre-tokenizer) with <|endoftext|>, <|im_start|>, <|im_end|>; about 500 entries."""
+    """A byte-level BPE tokenizer (Qwen2's split) with <|endoftext|>, <|im_start|>, <|im_end|>; about 500 entries."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

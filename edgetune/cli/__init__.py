@@ -1,4 +1,4 @@
 """The command line: parse, call a stage, render. One module per verb, loaded when the verb is used.
 
-stdout carries data alone (generated text, JSON, paths); everything else goes to stderr. This package owns the exit codes.
+stdout carries data alone (generated text, JSON, paths); everything else goes to stderr. Exit codes are made in `main`.
 """

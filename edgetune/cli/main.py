@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("edgetune.cli.models", "List, show and remove models on this machine."),
     "doctor": ("edgetune.cli.doctor", "Show what works on this machine."),
 }
-"""Verb → (module, one-line help). Each module holds a click command named `command`; the help here keeps `--help` instant."""
+"""Verb → (module, one-line help). Each module holds a click command named `command`; `--help` imports none of them."""
 
 
 class LazyGroup(click.Group):
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches
 
             if close := get_close_matches(args[0], VERBS, n=1):
-                error.message += f" Did you mean '{close[0]}'?"
+                raise click.UsageError(f"{error.message} Did you mean '{close[0]}'?", ctx) from error
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
