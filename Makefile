@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fix fast bench docs lock clean
+.PHONY: demo test check fix fast bench docs clean
 
 demo: $(STAMP)           ## train, convert, quantize, prove and compare on the embedded model
 	$(BIN)/python -m models.demo
@@ -27,6 +27,9 @@ fix: $(STAMP)            ## let the linters write
 
 bench: $(STAMP)          ## measure against peers; see benchmarks/README.md
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)           ## write docs/cli.md from the commands
+	$(BIN)/python -m docs.generate
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'edgetune needs Python 3.10 or newer; set PYTHON=…')"

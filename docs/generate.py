@@ -1,0 +1,37 @@
+"""Writes `docs/cli.md` from the commands themselves: `make docs`. A test compares the file with what this makes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from edgetune.cli.main import VERBS, edgetune
+
+PAGE = Path(__file__).with_name("cli.md")
+
+
+def command_line_page() -> str:
+    """The help of every command, as Markdown."""
+    pages = [
+        "# Command line\n",
+        "Made by `make docs` from the commands themselves.\n",
+        f"```text\n{_help(edgetune, 'edgetune')}\n```\n",
+    ]
+    for verb, (module, _) in VERBS.items():
+        command = import_module(module).command
+        pages.append(f"## edgetune {verb}\n\n```text\n{_help(command, f'edgetune {verb}')}\n```\n")
+        if isinstance(command, click.Group):
+            for name, child in sorted(command.commands.items()):
+                pages.append(f"### edgetune {verb} {name}\n\n```text\n{_help(child, f'edgetune {verb} {name}')}\n```\n")
+    return "\n".join(pages)
+
+
+def _help(command: click.Command, name: str) -> str:
+    context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(command_line_page(), encoding="utf-8")

@@ -1,0 +1,28 @@
+"""The docs say what the code does: help pages are generated, the README names every command and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.generate import PAGE, command_line_page
+
+from edgetune.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_command_line_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == command_line_page(), "run `make docs`"
+
+
+def test_readme_names_every_command_and_no_other() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `edgetune (\w+)", readme, flags=re.MULTILINE))
+    assert named == set(VERBS)
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
