@@ -1,0 +1,129 @@
+"""Renders the events of a stage on stderr: a bar on a terminal, a few plain lines anywhere else.
+
+Every verb that works for more than a moment wraps its stage in `show_progress`. Writes nothing to stdout; training
+has a dashboard of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from edgetune.events import Event, Metrics, Notice, Progress, Sink
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def show_progress() -> Iterator[Sink]:
+    """Yield a sink that renders to stderr until the block ends."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bars() as sink:
+            yield sink
+    else:
+        yield _Lines()
+
+
+def say(text: str, *, warning: bool = False) -> None:
+    """One line for a person, on stderr."""
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    click.secho(f"{'warning: ' if warning else ''}{text}", err=True, fg="yellow" if warning and colour else None)
+
+
+def amount(value: float, unit: str) -> str:
+    """`value` with its unit, bytes as kB, MB, GB."""
+    if unit != "bytes":
+        return f"{value:,.0f}{f' {unit}' if unit else ''}"
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{value / size:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+class _Lines:
+    """A line when a stage starts to take long, then one every ten seconds, and one when it is done."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage = ""
+        self._last = 0.0
+        self._finished = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            say(event.text, warning=event.level == "warning")
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Metrics):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+            say(f"step {event.step} ({event.split}): {values}")
+
+    def _progress(self, event: Progress) -> None:
+        if event.stage != self._stage:
+            self._stage, self._last, self._finished = event.stage, self._clock(), False
+        if self._finished:
+            return
+        if event.total and event.done >= event.total:
+            self._finished = True
+            say(f"{event.stage}: done, {amount(event.total, event.unit)}")
+        elif self._clock() - self._last >= _LINE_EVERY_S:
+            self._last = self._clock()
+            share = f"{event.done / event.total:.0%} of {amount(event.total, event.unit)}" if event.total else ""
+            say(f"{event.stage}: {share or amount(event.done, event.unit)}, {event.label}".rstrip(", "))
+
+
+@contextmanager
+def _bars() -> Iterator[Sink]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    bars = Bars(
+        TextColumn("[bold]{task.description:<9}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.percentage:>3.0f}% [dim]{task.fields[size]:>9}[/]"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[label]}", table_column=_one_line()),
+        console=console,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Notice):
+            style = "yellow" if event.level == "warning" else None
+            console.print(event.text, style=style, markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(event, Progress):
+            size = amount(event.total, event.unit)
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, size=size, label="")
+            finished = bool(event.total) and event.done >= event.total
+            bars.update(
+                tasks[event.stage],
+                completed=event.done,
+                total=event.total or None,
+                size=size,
+                label="" if finished else _escape(event.label),
+            )
+
+    with bars:
+        yield sink
+
+
+def _one_line() -> Any:
+    from rich.table import Column
+
+    return Column(no_wrap=True, overflow="ellipsis")
+
+
+def _escape(label: str) -> str:
+    from rich.markup import escape
+
+    return escape(label)
