@@ -108,7 +108,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            end = max((_check_entry(name, entry) for name, entry in header.items()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CorruptFileError(f"{path} has a broken safetensors header: {error}.", hint=hint) from error
     if 8 + length + end != size:
@@ -117,6 +117,15 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]
             hint=hint,
         )
     return header, 8 + length
+
+
+def _check_entry(name: str, entry: dict[str, Any]) -> int:
+    """Where `entry`'s data end; raises `ValueError`, `KeyError` or `TypeError` when it does not describe a tensor."""
+    begin, end = entry["data_offsets"]
+    sizes = [*entry["shape"], begin, end]
+    if not isinstance(entry["dtype"], str) or not all(type(size) is int and size >= 0 for size in sizes) or begin > end:
+        raise ValueError(f"tensor {name!r} is described as {entry}")
+    return int(end)
 
 
 def _tokenizer_sha256(model_dir: Path) -> str:

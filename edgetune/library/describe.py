@@ -1,0 +1,192 @@
+"""What a model is, from its header or its config alone: shape, size, types, fingerprint, template. Loads no weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgetune.artifacts import RUN_RECORD, Fingerprint, Run
+from edgetune.errors import CorruptFileError, UsageError
+from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template, read_safetensors_header, safetensors_files
+from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
+from edgetune.library.index import Kind, classify, entry_name
+
+_CONFIG_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer"),
+    "hidden_size": ("hidden_size", "n_embd"),
+    "heads": ("num_attention_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
+    "context": ("max_position_embeddings", "n_positions"),
+    "vocabulary": ("vocab_size",),
+}
+_GGUF_NAMES = {
+    "layers": "block_count",
+    "hidden_size": "embedding_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "context": "context_length",
+    "vocabulary": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's dimensions; None where the file does not say."""
+
+    layers: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    context: int | None = None
+    """Tokens."""
+    vocabulary: int | None = None
+    """Tokens."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `edgetune models show` tells."""
+
+    name: str
+    path: Path
+    kind: Kind
+    architecture: str
+    parameters: int
+    """Numbers in all tensors together; of an adapter, in the adapter."""
+    bytes: int
+    """On disk, the weights alone for a directory."""
+    types: Mapping[str, int]
+    """Tensor type → numbers stored in it."""
+    sizes: Sizes = field(default_factory=Sizes)
+    file_type: str = ""
+    has_template: bool = False
+    base_name: str = ""
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+
+
+def describe(path: Path) -> Description:
+    """Describe the model, adapter or run at `path`.
+
+    Raises `CorruptFileError` for a damaged file, `UsageError` for something that is none of them.
+    """
+    kind = classify(path)
+    if path.is_file():
+        return _describe_gguf(read_gguf_header(path))
+    if kind == "checkpoint":
+        return _describe_checkpoint(path)
+    if kind == "run":
+        return _describe_run(path)
+    raise UsageError(f"{path} is not a model, an adapter or a run.", hint="List what there is: edgetune models list")
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of the file `path`, or of the files directly in the directory `path`."""
+    if path.is_dir():
+        return sum(child.stat().st_size for child in path.iterdir() if child.is_file())
+    return path.stat().st_size
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """config.json of `model_dir`; raises `CorruptFileError` when it is missing or not a JSON object."""
+    path = model_dir / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptFileError(
+            f"{model_dir} has no config.json.", hint="Give a Hugging Face model directory."
+        ) from None
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON: {error}.", hint="Download it again.") from error
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{path} holds a {type(config).__name__}, not an object.", hint="Download it again.")
+    return config
+
+
+def checkpoint_architecture(model_dir: Path) -> str:
+    """`architectures[0]` of config.json; raises `CorruptFileError` when it is not there."""
+    names = read_config(model_dir).get("architectures")
+    if not isinstance(names, list) or not names:
+        raise CorruptFileError(f"{model_dir / 'config.json'} names no architecture.", hint="Download it again.")
+    return str(names[0])
+
+
+def _describe_gguf(header: GgufHeader) -> Description:
+    gguf = gguf_from_header(header)
+    numbers = {name: header.number(key) for name, key in _GGUF_NAMES.items()}
+    if tokens := header.array_length("tokenizer.ggml.tokens"):
+        numbers["vocabulary"] = tokens
+    types: Counter[str] = Counter()
+    for tensor in header.tensors:
+        types[tensor.type] += prod(tensor.shape)
+    return Description(
+        name=entry_name(gguf.path, gguf.kind),
+        path=gguf.path,
+        kind=gguf.kind,
+        architecture=gguf.architecture,
+        parameters=sum(types.values()),
+        bytes=header.file_bytes,
+        types=dict(types.most_common()),
+        sizes=Sizes(**numbers),
+        file_type=gguf.file_type,
+        has_template="tokenizer.chat_template" in header.metadata,
+        base_name=gguf.base_name,
+        fingerprint=gguf.fingerprint,
+    )
+
+
+def _describe_checkpoint(model_dir: Path) -> Description:
+    config = read_config(model_dir)
+    text_config = config.get("text_config")
+    types, size = _safetensors_types(safetensors_files(model_dir))
+    return Description(
+        name=entry_name(model_dir.resolve(), "checkpoint"),
+        path=model_dir,
+        kind="checkpoint",
+        architecture=checkpoint_architecture(model_dir),
+        parameters=sum(types.values()),
+        bytes=size,
+        types=types,
+        sizes=_config_sizes(text_config if isinstance(text_config, dict) else config),
+        has_template=read_chat_template(model_dir) is not None,
+        fingerprint=fingerprint_checkpoint(model_dir),
+    )
+
+
+def _describe_run(run_dir: Path) -> Description:
+    run = Run.load(run_dir) if (run_dir / RUN_RECORD).is_file() else None
+    files = [path for path in [run_dir / "adapter_model.safetensors"] if path.is_file()]
+    types, size = _safetensors_types(files)
+    return Description(
+        name=entry_name(run_dir.resolve(), "run"),
+        path=run_dir,
+        kind="run",
+        architecture=run.method if run else "",
+        parameters=sum(types.values()),
+        bytes=size,
+        types=types,
+        has_template=read_chat_template(run_dir) is not None,
+        base_name=run.base_name if run else "",
+        fingerprint=run.fingerprint if run else Fingerprint(),
+    )
+
+
+def _config_sizes(config: Mapping[str, Any]) -> Sizes:
+    def first(keys: tuple[str, ...]) -> int | None:
+        values = (config.get(key) for key in keys)
+        return next((value for value in values if isinstance(value, int)), None)
+
+    return Sizes(**{name: first(keys) for name, keys in _CONFIG_NAMES.items()})
+
+
+def _safetensors_types(files: list[Path]) -> tuple[dict[str, int], int]:
+    types: Counter[str] = Counter()
+    for path in files:
+        header, _ = read_safetensors_header(path)
+        for entry in header.values():
+            types[str(entry["dtype"])] += prod(entry["shape"])
+    return dict(types.most_common()), sum(path.stat().st_size for path in files)
