@@ -1,0 +1,155 @@
+"""llama.cpp's native sampler chain for a `Sampling`, in llama.cpp's own order.
+
+Samplers that would do nothing are left out; a greedy choice skips what cannot change it. The grammar stands beside the
+chain: it is applied first, and a vocabulary that cannot go on under it ends the text instead of the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgetune.engine import native
+from edgetune.engine.native import lib
+from edgetune.engine.sampling import RANDOM_SEED, Sampling
+from edgetune.errors import UsageError
+
+_DRY_BREAKERS = (b"\n", b":", b'"', b"*")
+_MIROSTAT_WINDOW = 100
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class Sampler:
+    """Chooses tokens from the logits of a context's last evaluation."""
+
+    def __init__(
+        self, vocab: Any, sampling: Sampling, *, context_size: int, eog_ids: frozenset[int], prompt: Sequence[int]
+    ) -> None:
+        """Build the chain; `prompt` is what the penalties see before the first token."""
+        self.seed = secrets.randbits(31) if sampling.seed == RANDOM_SEED else sampling.seed & 0xFFFFFFFF
+        self._vocab, self._vocab_size = vocab, lib.llama_vocab_n_tokens(vocab)
+        self._grammar: Any = None
+        self.chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        self._add_bias(eog_ids if sampling.ignore_eos else frozenset())
+        look_back = self._add_penalties(sampling, context_size)
+        self._add_choice(sampling)
+        for token in list(prompt)[-look_back:] if look_back else ():
+            lib.llama_sampler_accept(self.chain, token)
+        if sampling.grammar:
+            self._load_grammar(sampling.grammar, eog_ids)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether `lib.llama_sampler_sample(sampler.chain, …)` is all there is to do."""
+        return self._grammar is None
+
+    def sample(self, context: Any) -> int | None:
+        """Choose a token and take it into account; None when the grammar allows none."""
+        if self._grammar is None:
+            return int(lib.llama_sampler_sample(self.chain, context, -1))
+        logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (self._vocab_size,))
+        candidates = np.zeros(self._vocab_size, _TOKEN_DATA)
+        candidates["id"] = np.arange(self._vocab_size)
+        candidates["logit"] = logits
+        array = lib.llama_token_data_array(
+            data=candidates.ctypes.data_as(lib.llama_token_data_p), size=self._vocab_size, selected=-1, sorted=False
+        )
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        if np.isneginf(candidates["logit"][: array.size]).all():
+            return None
+        lib.llama_sampler_apply(self.chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        lib.llama_sampler_accept(self._grammar, token)
+        lib.llama_sampler_accept(self.chain, token)
+        return token
+
+    def close(self) -> None:
+        """Free the native samplers."""
+        if self._grammar is not None:
+            lib.llama_sampler_free(self._grammar)
+        if self.chain is not None:
+            lib.llama_sampler_free(self.chain)
+        self._grammar = self.chain = None
+
+    def _add(self, sampler: Any) -> None:
+        lib.llama_sampler_chain_add(self.chain, sampler)
+
+    def _add_bias(self, forbidden: frozenset[int]) -> None:
+        count = ctypes.c_int32(0)
+        suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        tokens = sorted(forbidden | {suppressed[index] for index in range(count.value)})
+        if tokens:
+            biases = (lib.llama_logit_bias * len(tokens))(*[(token, float("-inf")) for token in tokens])
+            self._add(lib.llama_sampler_init_logit_bias(self._vocab_size, len(tokens), biases))
+
+    def _add_penalties(self, sampling: Sampling, context_size: int) -> int:
+        """Add penalties and DRY where they are on; returns how many tokens back they look."""
+        look_back = 0
+        last_n = context_size if sampling.repeat_last_n < 0 else sampling.repeat_last_n
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if last_n and penalties != (1.0, 0.0, 0.0):
+            self._add(lib.llama_sampler_init_penalties(self._vocab_size, last_n, *penalties))
+            look_back = last_n
+        dry_last_n = context_size if sampling.dry_penalty_last_n < 0 else sampling.dry_penalty_last_n
+        if sampling.dry_multiplier and dry_last_n:
+            breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
+            strength = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length)
+            self._add(lib.llama_sampler_init_dry(self._vocab, *strength, dry_last_n, breakers, len(breakers)))
+            look_back = max(look_back, dry_last_n)
+        return look_back
+
+    def _add_choice(self, sampling: Sampling) -> None:
+        if sampling.mirostat:
+            self._add_mirostat(sampling)
+            return
+        is_greedy = sampling.temp <= 0
+        if sampling.top_nsigma > 0 and not is_greedy:
+            self._add(lib.llama_sampler_init_top_n_sigma(sampling.top_nsigma))
+        # Of the filters, only these two can drop the most likely token.
+        may_drop_best = sampling.typical < 1 or sampling.xtc_probability > 0
+        if is_greedy and not may_drop_best:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        if sampling.top_k > 0:
+            self._add(lib.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.typical < 1:
+            self._add(lib.llama_sampler_init_typical(sampling.typical, 0))
+        if sampling.top_p < 1:
+            self._add(lib.llama_sampler_init_top_p(sampling.top_p, 0))
+        if sampling.min_p > 0:
+            self._add(lib.llama_sampler_init_min_p(sampling.min_p, 0))
+        if sampling.xtc_probability > 0:
+            chance = (sampling.xtc_probability, sampling.xtc_threshold)
+            self._add(lib.llama_sampler_init_xtc(*chance, 0, self.seed))
+        self._add(lib.llama_sampler_init_temp_ext(sampling.temp, sampling.dynatemp_range, sampling.dynatemp_exp))
+        self._add(lib.llama_sampler_init_dist(self.seed))
+
+    def _add_mirostat(self, sampling: Sampling) -> None:
+        self._add(lib.llama_sampler_init_temp(sampling.temp))
+        target = (sampling.mirostat_ent, sampling.mirostat_lr)
+        if sampling.mirostat == 1:
+            first = lib.llama_sampler_init_mirostat(self._vocab_size, self.seed, *target, _MIROSTAT_WINDOW)
+            self._add(first)
+        else:
+            self._add(lib.llama_sampler_init_mirostat_v2(self.seed, *target))
+
+    def _load_grammar(self, grammar: str, eog_ids: frozenset[int]) -> None:
+        if not eog_ids:
+            self.close()
+            raise UsageError(
+                "This model has no end token, so a grammar cannot end its text.", hint="Leave out --grammar."
+            )
+        native.forget_errors()
+        with native.stderr_kept() as parser_output:
+            self._grammar = lib.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
+        if not self._grammar:
+            self._grammar = None
+            self.close()
+            raise UsageError(
+                f"The grammar is not valid: {parser_output.first_line() or native.reason()}.",
+                hint="It has to be GBNF with a rule called root; see llama.cpp's grammars/README.md.",
+            )
