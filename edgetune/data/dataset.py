@@ -1,0 +1,232 @@
+"""A dataset, from paths to training sequences: finds the splits, reads and checks every row, masks, cuts, counts.
+
+Two steps, so that bad rows are found before anything heavy is loaded: `read_dataset` needs no tokenizer, `tokenize`
+does. Says what it found through a sink; shuffling and batching belong to training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format
+from edgetune.data.masking import Masker, Tokenized
+from edgetune.data.messages import RowError
+from edgetune.data.sources import BadRow, find_splits, iter_rows, sha256_files
+from edgetune.data.tokenizer import TextTokenizer
+from edgetune.errors import DataError
+from edgetune.events import Notice, Progress, Sink, ignore
+
+_ROWS_NAMED = 3
+"""How many skipped rows are named; the others are counted."""
+
+
+@dataclass
+class Skipped:
+    """Rows that were left out because they are bad."""
+
+    allowed: bool
+    """Whether bad rows are skipped; otherwise the first one raises `DataError`."""
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, place: str, problem: str) -> None:
+        """Record a bad row, or raise `DataError` for it."""
+        message = f"{place}: {problem}."
+        if not self.allowed:
+            raise DataError(message, hint="Correct the row, or leave bad rows out with --skip-bad-rows.")
+        self.problems.append(message)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Checked rows of every split, not tokenized yet."""
+
+    examples: Mapping[str, Sequence[tuple[str, Example]]]
+    """Split → (place, example)."""
+    files: Mapping[str, Sequence[Path]]
+    formats: tuple[str, ...]
+    task: Task
+    sha256: str
+    """Over the bytes of all files."""
+    skipped: Skipped
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training sequences of one split, with what was lost on the way."""
+
+    sequences: Sequence[Tokenized]
+    rows: int
+    truncated: int = 0
+    """Sequences cut at the maximum length."""
+    dropped: int = 0
+    """Sequences left out because nothing to learn was left of them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all sequences."""
+        return sum(len(sequence.ids) for sequence in self.sequences)
+
+    @property
+    def learned_tokens(self) -> int:
+        """Tokens that the loss is over."""
+        return sum(int(sequence.learned.sum()) for sequence in self.sequences)
+
+    def summary(self) -> dict[str, int]:
+        """The counts, for records and reports."""
+        return {
+            "rows": self.rows,
+            "sequences": len(self.sequences),
+            "tokens": self.tokens,
+            "learned_tokens": self.learned_tokens,
+            "truncated": self.truncated,
+            "dropped": self.dropped,
+        }
+
+
+def read_dataset(
+    data_paths: Sequence[Path],
+    *,
+    has_template: bool,
+    task: Literal["auto", "chat", "completion"] = "auto",
+    skip_bad_rows: bool = False,
+    splits: Iterable[str] = ("train", "valid"),
+    sink: Sink = ignore,
+) -> Dataset:
+    """Read and check every row of `splits`. Raises `UsageError` or `DataError`, naming file and line."""
+    files = {split: paths for split, paths in find_splits(data_paths).items() if split in set(splits)}
+    skipped = Skipped(skip_bad_rows)
+    reader = _Reader(has_template, task, skipped)
+    examples = {
+        split: [found for path in paths for found in reader.read(path)] for split, paths in files.items() if paths
+    }
+    for split, found in examples.items():
+        if not found:
+            names = ", ".join(str(path) for path in files[split])
+            raise DataError(f"{names}: there is no usable row.", hint=_problems(skipped) or _KNOWN)
+    for path, known in reader.formats.items():
+        sink(Notice(f"{path}: {known.name} ({known.columns})"))
+    if skipped.problems:
+        sink(Notice(f"{len(skipped.problems)} bad rows skipped. {_problems(skipped)}", "warning"))
+    assert reader.task is not None
+    return Dataset(
+        examples=examples,
+        files=files,
+        formats=tuple(dict.fromkeys(known.name for known in reader.formats.values())),
+        task=reader.task,
+        sha256=sha256_files([path for paths in files.values() for path in paths]),
+        skipped=skipped,
+    )
+
+
+def tokenize(dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink = ignore) -> dict[str, Split]:
+    """Every split's training sequences, cut to `max_length` tokens. Raises `DataError` for a row it refuses."""
+    masker = Masker(tokenizer, max_length)
+    before = len(dataset.skipped.problems)
+    splits = {
+        name: _tokenize_split(name, rows, masker, dataset.skipped, sink) for name, rows in dataset.examples.items()
+    }
+    for note in masker.notes:
+        sink(Notice(note))
+    if refused := dataset.skipped.problems[before:]:
+        sink(Notice(f"{len(refused)} rows skipped that the chat template does not take. {refused[0]}", "warning"))
+    for name, split in splits.items():
+        if split.truncated or split.dropped:
+            dropped = f", {split.dropped} left out because nothing to learn was left" if split.dropped else ""
+            count = len(split.sequences) + split.dropped
+            text = f"{name}: {split.truncated} of {count} sequences cut at {max_length} tokens{dropped}."
+            sink(Notice(text, "warning"))
+    if not splits["train"].sequences:
+        raise DataError("Nothing is left to train on: every row was cut before its reply.", hint="Raise --max-length.")
+    return splits
+
+
+def _tokenize_split(
+    name: str, rows: Sequence[tuple[str, Example]], masker: Masker, skipped: Skipped, sink: Sink
+) -> Split:
+    sequences: list[Tokenized] = []
+    truncated = dropped = used = 0
+    for number, (place, example) in enumerate(rows, 1):
+        try:
+            made = masker.sequences(example)
+        except RowError as error:
+            skipped.add(place, str(error))
+            continue
+        used += 1
+        for sequence in made:
+            truncated += len(sequence.ids) > masker.max_length
+            sequence = sequence.cut(masker.max_length)
+            # A token can only be learned where another one comes before it.
+            if sequence.learned[1:].any():
+                sequences.append(sequence)
+            else:
+                dropped += 1
+        if number % 500 == 0 or number == len(rows):
+            sink(Progress("tokenize", number, len(rows), "rows", name))
+    return Split(sequences, used, truncated, dropped)
+
+
+class _Reader:
+    """Reads files row by row; each file's format is what its first readable row shows."""
+
+    def __init__(self, has_template: bool, task: Literal["auto", "chat", "completion"], skipped: Skipped) -> None:
+        self.has_template, self.wanted, self.skipped = has_template, task, skipped
+        self.task: Task | None = None
+        self.formats: dict[Path, Format] = {}
+
+    def read(self, path: Path) -> Iterable[tuple[str, Example]]:
+        known: Format | None = None
+        for row in iter_rows(path):
+            if isinstance(row, BadRow):
+                self.skipped.add(row.place, row.problem)
+                continue
+            if known is None and (known := detect_format(row.values)) is None:
+                self.skipped.add(row.place, f"{_KNOWN}, found {_columns(row.values)}")
+                continue
+            if path not in self.formats:
+                self.formats[path] = known
+                self._settle_task(path, known)
+            assert self.task is not None
+            try:
+                yield row.place, known.read(row.values, self.task)
+            except RowError as error:
+                self.skipped.add(row.place, str(error))
+
+    def _settle_task(self, path: Path, known: Format) -> None:
+        task: Task
+        if self.wanted == "auto":
+            task = "chat" if known.read_chat and (self.has_template or not known.read_completion) else "completion"
+        else:
+            task = self.wanted
+        if task == "chat" and not known.read_chat:
+            raise DataError(f"{path} is {known.name}, which has no turns to chat with.", hint="Use --task completion.")
+        if task == "completion" and not known.read_completion:
+            raise DataError(f"{path} is {known.name}, which needs a chat template.", hint="Use --task chat.")
+        if task == "chat" and not self.has_template:
+            raise DataError(
+                f"{path} is {known.name}, but the model has no chat template to write it with.",
+                hint="Give one with --chat-template FILE.jinja; it is kept with the adapter.",
+            )
+        if self.task not in (None, task):
+            raise DataError(
+                f"{path} is {known.name} and would be trained as {task}, other files as {self.task}.",
+                hint="Say which one with --task, or train on them apart.",
+            )
+        self.task = task
+
+
+_KNOWN = "expected one of " + "; ".join(f"{known.name} ({known.columns})" for known in FORMATS)
+
+
+def _columns(values: Mapping[str, Any]) -> str:
+    if "chosen" in values and "rejected" in values:
+        return "preference pairs (chosen, rejected)"
+    return f"the columns {', '.join(map(str, values))}" if values else "an empty object"
+
+
+def _problems(skipped: Skipped) -> str:
+    named = " ".join(skipped.problems[:_ROWS_NAMED])
+    more = len(skipped.problems) - _ROWS_NAMED
+    return f"{named} (and {more} more)" if more > 0 else named

@@ -1,0 +1,277 @@
+"""Conversations → token ids and which of them are learned: what the assistant says, exactly, for any chat template.
+
+Most templates do not mark replies, so they are found by rendering. A reply starts where the template's generation
+prompt for it ends, and ends with the first end-of-turn token the template itself writes after it (both found in
+rendered text, where characters of a message never count as control tokens). The prompt's ids are encoded apart from the
+reply's, so training sees exactly the ids that chat will make of the same prompt.
+
+A conversation becomes one sequence when each turn's rendering is a prefix of the next one's. Templates that rewrite
+earlier turns (Qwen3 drops their thinking, Mistral moves the tools) give one sequence for each stretch of turns that
+agree, so that every reply is learned behind the very prompt it will be asked with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.data.formats import Conversation, Document, Pair
+from edgetune.data.messages import RowError
+from edgetune.data.tokenizer import TextTokenizer
+from edgetune.errors import UsageError
+from edgetune.template import ChatTemplate, Message, Rendered, split_control
+
+_MARK = "\uf8ff"
+"""A private-use character that no template and hardly any text contains."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A training sequence: token ids and, for each, whether the model learns to produce it."""
+
+    ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+
+    def cut(self, length: int) -> Tokenized:
+        """The first `length` tokens."""
+        return self if len(self.ids) <= length else Tokenized(self.ids[:length], self.learned[:length])
+
+
+@dataclass
+class Masker:
+    """Turns examples into sequences with one tokenizer and, for conversations, its chat template."""
+
+    tokenizer: TextTokenizer
+    max_length: int
+    """Window for documents, in tokens; other sequences are cut later, by the dataset."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """What was noticed about the template, each once, in order."""
+
+    def sequences(self, example: Conversation | Pair | Document) -> list[Tokenized]:
+        """The training sequences of one example. Raises `RowError` when the template cannot render it."""
+        if isinstance(example, Conversation):
+            return self._conversation(example)
+        return [self._pair(example)] if isinstance(example, Pair) else self._document(example)
+
+    def _pair(self, pair: Pair) -> Tokenized:
+        prompt = self.tokenizer.encode(pair.prompt)
+        if pair.prompt:
+            completion = self.tokenizer.encode_continuation(pair.completion)
+        else:
+            completion = self.tokenizer.encode(pair.completion, add_special=False)
+        return _sequence([(prompt, False), ([*completion, *self._eos()], True)])
+
+    def _document(self, document: Document) -> list[Tokenized]:
+        prefix = list(self.tokenizer.prefix_ids)
+        ids = [*self.tokenizer.encode(document.text, add_special=False), *self._eos()]
+        window = max(1, self.max_length - len(prefix))
+        return [_sequence([(prefix, False), (ids[at : at + window], True)]) for at in range(0, len(ids), window)]
+
+    def _eos(self) -> list[int]:
+        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+
+    def _conversation(self, conversation: Conversation) -> list[Tokenized]:
+        template = self.tokenizer.chat_template
+        assert template is not None
+        renderer = _Renderer(template, conversation)
+        sequences: list[tuple[Rendered, list[tuple[int, int]]]] = []
+        for turn in reversed([i for i, learned in enumerate(conversation.learned) if learned]):
+            rendered, region = self._reply(renderer, turn)
+            if sequences and _continues(sequences[-1][0], rendered, region[1]):
+                sequences[-1][1].insert(0, region)
+            else:
+                sequences.append((rendered, [region]))
+        return [self._encode(rendered, regions) for rendered, regions in reversed(sequences)]
+
+    def _reply(self, renderer: _Renderer, turn: int) -> tuple[Rendered, tuple[int, int]]:
+        """The rendering that ends with message `turn`, and where its reply starts and ends in it."""
+        rendered = renderer.render(turn + 1)
+        start = self._start(renderer, rendered, turn)
+        end = self._end(rendered, start)
+        if end is None:
+            # The template writes no end token: the reply gets the model's own, so that it learns to stop.
+            content_end = len(rendered.text) - len(renderer.after(turn))
+            eos = next(
+                (text for text, index in self.tokenizer.control_ids.items() if index == self.tokenizer.eos_id), ""
+            )
+            rendered = Rendered(rendered.text[:content_end] + eos, tuple(c for c in rendered.cuts if c <= content_end))
+            self._note("The chat template ends no reply with a control token; the model's end-of-text token is added.")
+            end = len(rendered.text)
+        _check_reply(rendered.text[start:end], renderer.conversation.messages[turn], turn)
+        return Rendered(rendered.text[:end], tuple(c for c in rendered.cuts if c < end)), (start, end)
+
+    def _start(self, renderer: _Renderer, rendered: Rendered, turn: int) -> int:
+        prompt = renderer.prompt(turn)
+        if prompt is not None and rendered.text.startswith(prompt):
+            if prompt == renderer.history(turn) and not rendered.text[len(prompt) :].lstrip().startswith(
+                renderer.opening(turn)
+            ):
+                self._note(
+                    "The chat template writes a reply's header but has no generation prompt for it; "
+                    "the header is learned with the reply."
+                )
+            return len(prompt)
+        # The finished reply is written differently from what the generation prompt begins (DeepSeek-R1 opens a thought
+        # there and drops it here). What both share is the prompt; the finished form is what is learned.
+        marked = renderer.marked(turn, rendered.text)
+        if prompt is None:
+            return len(marked)
+        self._note(
+            "The chat template's generation prompt is not how it writes finished replies; "
+            "the finished form is what is learned."
+        )
+        shared, history = _shared(prompt, marked), renderer.history(turn)
+        return shared if history is not None and shared >= _shared(history, marked) else len(marked)
+
+    def _end(self, rendered: Rendered, start: int) -> int | None:
+        ends = {text for text, index in self.tokenizer.control_ids.items() if index in self.tokenizer.eog_ids}
+        ends.add(self._turn_end)
+        position = 0
+        for text, is_control in split_control(rendered, self.tokenizer.control_ids):
+            position += len(text)
+            if is_control and position > start and text in ends:
+                return position
+        return None
+
+    @cached_property
+    def _turn_end(self) -> str:
+        """The control token that the template itself writes after a reply; empty when it writes none."""
+        template = self.tokenizer.chat_template
+        assert template is not None
+        try:
+            text = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]).text
+        except UsageError:
+            return ""
+        pieces = split_control(Rendered(text.rpartition(_MARK)[2]), self.tokenizer.control_ids)
+        return next((text for text, is_control in pieces if is_control), "")
+
+    def _encode(self, rendered: Rendered, regions: list[tuple[int, int]]) -> Tokenized:
+        splits = sorted({at for region in regions for at in region if 0 < at < len(rendered.text)})
+        parts = self.tokenizer.encode_parts(rendered, splits)
+        starts = {start for start, _ in regions}
+        begins = [0, *splits]
+        return _sequence([(ids, begin in starts) for ids, begin in zip(parts, begins, strict=True)])
+
+    def _note(self, text: str) -> None:
+        self.notes.setdefault(text)
+
+
+class _Renderer:
+    """Renders one conversation's beginnings, each at most once."""
+
+    def __init__(self, template: ChatTemplate, conversation: Conversation) -> None:
+        self.template = template
+        self.conversation = conversation
+        self.messages = _with_argument_text(conversation.messages) if self._wants_text() else conversation.messages
+
+    def _wants_text(self) -> bool:
+        """Whether the template takes tool call arguments as JSON text (DeepSeek) rather than as an object (most)."""
+        if not any(message.get("tool_calls") for message in self.conversation.messages):
+            return False
+        try:
+            self._render(self.conversation.messages)
+        except UsageError:
+            try:
+                self._render(_with_argument_text(self.conversation.messages))
+            except UsageError:
+                return False
+            return True
+        return False
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> Rendered:
+        return self.template.render(messages, tools=self.conversation.tools or None, add_generation_prompt=prompt)
+
+    def render(self, count: int) -> Rendered:
+        """The first `count` messages, finished. Raises `RowError` when the template refuses them."""
+        try:
+            return self._render(self.messages[:count])
+        except UsageError as error:
+            raise RowError("a conversation the chat template takes", error.message) from error
+
+    def prompt(self, turn: int) -> str | None:
+        """What the model is given to write message `turn`; None when the template cannot say."""
+        return self._try(self.messages[:turn], prompt=True)
+
+    def history(self, turn: int) -> str | None:
+        """The messages before `turn`, finished."""
+        return self._try(self.messages[:turn])
+
+    def _try(self, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+        try:
+            return self._render(messages, prompt=prompt).text
+        except UsageError:
+            return None
+
+    def marked(self, turn: int, text: str) -> str:
+        """`text`, the rendering up to message `turn`, as far as where that message's content starts."""
+        message = self.messages[turn]
+        for content in (_MARK + (message.get("content") or ""), _MARK):
+            marked = self._try([*self.messages[:turn], {**message, "content": content}]) or ""
+            before, found, _ = marked.partition(_MARK)
+            if found and text.startswith(before):
+                return before
+        raise RowError(
+            f"a chat template that shows where message {turn + 1} starts", "one that rewrites what it renders"
+        )
+
+    def opening(self, turn: int) -> str:
+        """The beginning of what message `turn` says."""
+        return (self.messages[turn].get("content") or "").strip()[:1]
+
+    def after(self, turn: int) -> str:
+        """What the template writes after the content of message `turn`, the last one."""
+        message = {**self.messages[turn], "content": _MARK}
+        return (self._try([*self.messages[:turn], message]) or _MARK).rpartition(_MARK)[2]
+
+
+def _shared(first: str, second: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _continues(longer: Rendered, shorter: Rendered, end: int) -> bool:
+    """Whether `longer` begins with `shorter` up to `end`, control tokens included."""
+    cuts = tuple(cut for cut in longer.cuts if cut < end)
+    return longer.text[:end] == shorter.text[:end] and cuts == shorter.cuts
+
+
+def _check_reply(reply: str, message: Message, turn: int) -> None:
+    for call in message.get("tool_calls") or ():
+        if call["function"]["name"] not in reply:
+            raise RowError("a chat template that writes tool calls", f"one that leaves out those of message {turn + 1}")
+    words = (message.get("content") or "").split()
+    if words and words[-1] not in reply:
+        raise RowError(f"a chat template that writes message {turn + 1}", "one that leaves it out")
+
+
+def _with_argument_text(messages: Sequence[Message]) -> tuple[Message, ...]:
+    def as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": arguments}}
+
+    return tuple(
+        {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    )
+
+
+def _sequence(parts: Sequence[tuple[list[int], bool]]) -> Tokenized:
+    ids = [index for part, _ in parts for index in part]
+    learned = [flag for part, flag in parts for _ in part]
+    return Tokenized(np.asarray(ids, dtype=np.int32), np.asarray(learned, dtype=np.bool_))
+
+
+def iter_regions(sequence: Tokenized) -> Iterator[tuple[int, int]]:
+    """The stretches of learned tokens of `sequence`, as (begin, end) positions."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], sequence.learned, [False])).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

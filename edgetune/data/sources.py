@@ -1,0 +1,273 @@
+"""Files on disk → raw rows, each with the place it came from. The data path's first step; `formats` gives them meaning.
+
+Reads JSONL, JSON lists, CSV/TSV, Parquet and plain text, alone or in a directory with train/valid/test files. A row
+that cannot be read is handed on as a `BadRow` with its true line: the caller decides whether to stop or to skip it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import DataError, UsageError
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+"""File types that can be read."""
+
+_SPLIT_NAMES = {
+    "train": re.compile(r"(train|training)([-_.].*)?", re.IGNORECASE),
+    "valid": re.compile(r"(valid|validation|val|dev|eval)([-_.].*)?", re.IGNORECASE),
+    "test": re.compile(r"(test|testing)([-_.].*)?", re.IGNORECASE),
+}
+_LARGEST_FIELD = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a file, as parsed."""
+
+    path: Path
+    line: int
+    """Where the record starts, from 1; in Parquet the row's number."""
+    values: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path}, {'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.line}"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that could not be parsed, and why."""
+
+    path: Path
+    line: int
+    problem: str
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path}, line {self.line}"
+
+
+def find_splits(data_paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of "train", "valid" and "test" among `data_paths`: files, or one directory that holds them.
+
+    A directory without files named after a split is all training data. Raises `UsageError` when nothing is there.
+    """
+    files: list[Path] = []
+    for path in data_paths:
+        if path.is_dir():
+            files += _data_files(path)
+        elif path.is_file():
+            files.append(_known(path))
+        else:
+            raise UsageError(f"There is no data at {path}.", hint="Give a file, or a directory with train.jsonl in it.")
+    splits: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    unnamed: list[Path] = []
+    for path in files:
+        name = next((name for name, pattern in _SPLIT_NAMES.items() if pattern.fullmatch(path.stem)), None)
+        (splits[name] if name else unnamed).append(path)
+    if not splits["train"]:
+        # Files given by name are training data whatever they are called, unless others are named as such.
+        alone = len(files) == 1
+        splits = {"train": files, "valid": [], "test": []} if alone else {**splits, "train": unnamed}
+    elif not all(path.is_dir() for path in data_paths):
+        splits["train"] += unnamed
+    if not splits["train"]:
+        raise UsageError(
+            f"No training data among {', '.join(path.name for path in files)}.", hint="Name a file train.jsonl."
+        )
+    return splits
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """One SHA-256 over the bytes of `paths`, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def iter_rows(path: Path) -> Iterator[Row | BadRow]:
+    """Every record of `path`. Raises `DataError` when the whole file cannot be read (empty, not UTF-8, damaged)."""
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _iter_parquet(path)
+    text = _read_text(path)
+    if not text.strip():
+        raise DataError(f"{path} holds nothing but white space.", hint="Give a file with at least one row.")
+    if suffix == ".txt":
+        return iter([Row(path, 1, {"text": text})])
+    if suffix in (".csv", ".tsv"):
+        return _iter_csv(path, text, "\t" if suffix == ".tsv" else "")
+    return _iter_json_list(path, text) if _is_json_list(text) else _iter_jsonl(path, text)
+
+
+def _data_files(directory: Path) -> list[Path]:
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
+    files = [path for path in files if path.stem.lower() not in ("readme", "license", "dataset_info", "dataset_infos")]
+    if not files:
+        raise UsageError(f"{directory} holds no data files.", hint=f"Expected one of {', '.join(SUFFIXES)}.")
+    return files
+
+
+def _known(path: Path) -> Path:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path} is not a data file edgetune reads.", hint=f"Expected one of {', '.join(SUFFIXES)}.")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}, line 1: the text is UTF-16, expected UTF-8.", hint="Save the file as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        found = raw[error.start : error.start + 1].hex()
+        raise DataError(
+            f"{path}, line {line}: byte 0x{found} is not valid UTF-8.", hint="Save the file as UTF-8."
+        ) from error
+
+
+def _is_json_list(text: str) -> bool:
+    start = text.lstrip()
+    if not start.startswith("["):
+        return False
+    first_line = start.split("\n", 1)[0].strip()
+    # Lines that are each a list are JSONL with bad rows, not one list.
+    return first_line in ("[", "[{") or not first_line.endswith("]") or "\n" not in start.strip()
+
+
+def _iter_jsonl(path: Path, text: str) -> Iterator[Row | BadRow]:
+    if (whole := _single_object(text)) is not None:
+        yield from _wrapped_rows(path, whole)
+        return
+    # Only "\n" ends a line: JSON strings may hold U+2028 and its like.
+    for line, record in enumerate(text.split("\n"), 1):
+        if record.strip():
+            yield _parse(path, line, record)
+
+
+def _single_object(text: str) -> dict[str, Any] | None:
+    """The one JSON object that fills `text` over several lines; None when it is anything else."""
+    stripped = text.strip()
+    if not stripped.startswith("{") or "\n" not in stripped:
+        return None
+    try:
+        value = json.loads(stripped)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _wrapped_rows(path: Path, whole: dict[str, Any]) -> Iterator[Row | BadRow]:
+    lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    is_row = any(key in whole for key in ("messages", "conversations", "conversation"))
+    if is_row or len(lists) != 1:
+        yield Row(path, 1, whole)
+        return
+    for record in lists[0]:
+        yield Row(path, 1, record) if isinstance(record, dict) else BadRow(path, 1, _not_an_object(record))
+
+
+def _parse(path: Path, line: int, record: str) -> Row | BadRow:
+    try:
+        value = json.loads(record)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        return BadRow(path, line, f"expected a JSON object, found {_shorten(record)} ({reason})")
+    return Row(path, line, value) if isinstance(value, dict) else BadRow(path, line, _not_an_object(value))
+
+
+def _iter_json_list(path: Path, text: str) -> Iterator[Row | BadRow]:
+    decoder = json.JSONDecoder()
+    blank = re.compile(r"[ \t\r\n]*")
+    position = text.index("[") + 1
+    line, counted = text.count("\n", 0, position) + 1, position
+    expect_value = False
+    while True:
+        position = blank.match(text, position).end()  # type: ignore[union-attr]
+        line, counted = line + text.count("\n", counted, position), position
+        if text[position : position + 1] == "]" and not expect_value:
+            return
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            at = error.pos if isinstance(error, json.JSONDecodeError) else position
+            here = text.count("\n", 0, at) + 1
+            # What follows a syntax error cannot be told apart any more: the file, not the row, is bad.
+            raise DataError(
+                f"{path}, line {here}: the JSON list is broken here: {_shorten(text[at:])}.", hint="Repair the file."
+            ) from error
+        yield Row(path, line, value) if isinstance(value, dict) else BadRow(path, line, _not_an_object(value))
+        position = blank.match(text, end).end()  # type: ignore[union-attr]
+        expect_value = text[position : position + 1] == ","
+        if expect_value:
+            position += 1
+        elif text[position : position + 1] != "]":
+            here = text.count("\n", 0, position) + 1
+            raise DataError(f"{path}, line {here}: expected ',' or ']' in the JSON list.", hint="Repair the file.")
+
+
+def _iter_csv(path: Path, text: str, delimiter: str) -> Iterator[Row | BadRow]:
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    delimiter = delimiter or max(",;\t", key=header.count)
+    csv.field_size_limit(_LARGEST_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            start, line = line, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if names is None:
+                names = [cell.strip() for cell in cells]
+            elif len(cells) != len(names):
+                yield BadRow(path, start, f"expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
+            else:
+                yield Row(path, start, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: broken CSV: {error}.", hint="Repair the file.") from error
+
+
+def _iter_parquet(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError("Parquet files need pyarrow.", hint="pip install 'edgetune[train]'") from error
+    try:
+        number = 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(path, number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}.", hint="Write it again.") from error
+
+
+def _not_an_object(value: Any) -> str:
+    return f"expected a JSON object, found {_shorten(json.dumps(value, ensure_ascii=False))}"
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text[:200].split())
+    return repr(line[:60] + "…") if len(line) > 60 or len(text) > 200 else repr(line)

@@ -1,0 +1,252 @@
+"""A Hugging Face tokenizer as training needs it: text stays text, control tokens come from the template alone.
+
+Wraps transformers' fast tokenizer (local files only, never remote code). Encodes in parts, so that a reply's tokens
+start exactly where the tokens of its prompt end. The engine's tokenizer does the same from a GGUF, with equal ids.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import CorruptFileError, UnsupportedError
+from edgetune.fingerprint import read_chat_template
+from edgetune.template import ChatTemplate, Rendered, split_control
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Text → token ids, equal to what Hugging Face makes of it unless a message spells a control token."""
+
+    backend: Any
+    """The `tokenizers.Tokenizer`, as transformers set it up."""
+    control_ids: dict[str, int]
+    """Control tokens' texts → ids: never made from what a message says."""
+    eos_id: int | None
+    eog_ids: frozenset[int]
+    """Every id that ends a generation: config, generation config and tokenizer together."""
+    chat_template: ChatTemplate | None = None
+    _strips: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    """Control tokens that swallow white space: text → (on the left, on the right)."""
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids of `text`; all of it is text, also where it spells a control token. `add_special` puts BOS in front."""
+        ids = self._encode_text(text, first=True, continues=False)
+        return [*self.prefix_ids, *ids] if add_special else ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of `text` that directly continues other text: nothing is put in front of it."""
+        return self._encode_text(text, first=False, continues=True)
+
+    def encode_rendered(self, rendered: Rendered) -> list[int]:
+        """Ids of a rendered template: its own control tokens are parsed, those that messages spell are not."""
+        return self.encode_parts(rendered, ())[0]
+
+    def encode_parts(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
+        """Ids of `rendered`, apart at each of `splits` (ascending positions in its text): one list more than splits.
+
+        No token spans a split: the ids before it are exactly those of the text before it.
+        """
+        if rendered.cuts:
+            return self._encode_pieces(rendered, splits)
+        whole = self.backend.encode(rendered.text, add_special_tokens=False)
+        if not splits:
+            return [list(whole.ids)]
+        parts = self._encode_pieces(rendered, splits)
+        same = [*chain.from_iterable(parts)] == whole.ids
+        if same or self._encode_pieces(rendered, ())[0] == whole.ids:
+            return parts
+        # A tokenizer whose pieces do not add up (e.g. it normalises across control tokens): keep its own ids.
+        parts = [[] for _ in range(len(splits) + 1)]
+        for index, (begin, _) in zip(whole.ids, whole.offsets, strict=True):
+            parts[bisect_right(splits, begin)].append(index)
+        return parts
+
+    def _encode_pieces(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
+        parts: list[list[int]] = [[]]
+        waiting = list(splits)
+        position, strip_next = 0, False
+        pieces = split_control(rendered, self.control_ids)
+        for index, (text, is_control) in enumerate(pieces):
+            end = position + len(text)
+            if is_control:
+                while waiting and waiting[0] <= position:
+                    waiting.pop(0)
+                    parts.append([])
+                parts[-1].append(self.control_ids[text])
+                strip_next = self._strips.get(text, (False, False))[1]
+            else:
+                left = self._strips.get(pieces[index + 1][0], (False, False))[0] if index + 1 < len(pieces) else False
+                begin = position + (len(text) - len(text.lstrip()) if strip_next else 0)
+                stop = end - (len(text) - len(text.rstrip()) if left else 0)
+                self._encode_piece(rendered.text, (begin, max(begin, stop)), waiting, parts, first=position == 0)
+                strip_next = False
+            position = end
+        return parts + [[] for _ in waiting]
+
+    def _encode_piece(
+        self, text: str, span: tuple[int, int], waiting: list[int], parts: list[list[int]], *, first: bool
+    ) -> None:
+        begin, end = span
+        continues = False
+        while begin < end:
+            while waiting and waiting[0] <= begin:
+                waiting.pop(0)
+                parts.append([])
+            stop = min(end, waiting[0]) if waiting else end
+            parts[-1].extend(self._encode_text(text[begin:stop], first=first, continues=continues))
+            begin, continues = stop, True
+
+    def _encode_text(self, text: str, *, first: bool, continues: bool) -> list[int]:
+        backend = self._continuing if continues else self._starting if first else self._following
+        return list(backend.encode(text, add_special_tokens=False).ids) if text else []
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts in front of every text, e.g. BOS."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        full = self.backend.encode("a", add_special_tokens=True).ids
+        begin = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+        return tuple(full[:begin])
+
+    @cached_property
+    def _starting(self) -> Any:
+        """For text at the very start: control tokens in it are text."""
+        return self._variant(prepend="")
+
+    @cached_property
+    def _following(self) -> Any:
+        """For text after a control token: a prefix space that belongs to the start of the text alone is not added."""
+        return self._variant(prepend="first")
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """For text that continues text: no prefix space at all."""
+        return self._variant(prepend="all")
+
+    def _variant(self, *, prepend: str) -> Any:
+        from tokenizers import Tokenizer
+
+        values = json.loads(self.backend.to_str())
+        values["post_processor"] = None
+        for token in values["added_tokens"]:
+            token["special"] = token["content"] in self.control_ids
+        if prepend:
+            values["pre_tokenizer"] = _without_prefix(values["pre_tokenizer"], only_first=prepend == "first")
+        if prepend == "all":
+            values["normalizer"] = _without_prefix(values["normalizer"], only_first=False)
+        variant = Tokenizer.from_str(json.dumps(values))
+        variant.encode_special_tokens = True
+        return variant
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens written out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id's own share of the text. A character spread over several ids is written at its last one."""
+        pieces = []
+        for end in range(1, len(ids) + 1):
+            # A window suffices: no character is spread over more tokens than its UTF-8 has bytes.
+            window, before = self.decode(ids[max(0, end - 12) : end]), self.decode(ids[max(0, end - 12) : end - 1])
+            settled = before.rstrip("\ufffd")
+            pieces.append("" if window.endswith("\ufffd") or not window.startswith(settled) else window[len(settled) :])
+        return pieces
+
+
+def load_tokenizer(model_dir: Path, *, chat_template: str | None = None) -> TextTokenizer:
+    """The tokenizer of a Hugging Face directory; `chat_template` (Jinja source) replaces the model's own.
+
+    Raises `CorruptFileError` when its files are broken, `UnsupportedError` when it has none or needs code of its own.
+    """
+    tokenizer = _load_fast(model_dir)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    added = list(tokenizer.added_tokens_decoder.items())
+    special = set(tokenizer.all_special_tokens)
+    control = {
+        token.content: index
+        for index, token in added
+        if token.special or token.content in special or looks_like_control(token.content)
+    }
+    source = chat_template if chat_template is not None else read_chat_template(model_dir)
+    names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return TextTokenizer(
+        backend=backend,
+        control_ids=control,
+        eos_id=tokenizer.eos_token_id,
+        eog_ids=frozenset(_eog_ids(model_dir, tokenizer.eos_token_id)),
+        chat_template=ChatTemplate(source, names, frozenset(control)) if source else None,
+        _strips={token.content: (token.lstrip, token.rstrip) for _, token in added if token.lstrip or token.rstrip},
+    )
+
+
+def looks_like_control(text: str) -> bool:
+    """Whether an added token not marked special is a control token all the same, by llama.cpp's convention of names."""
+    return (
+        (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+        or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    )
+
+
+def _load_fast(model_dir: Path) -> Any:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    hint = "Copy the tokenizer files (tokenizer.json, tokenizer_config.json) of this model into the directory."
+    names = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+    if not any((model_dir / name).is_file() for name in names):
+        raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CorruptFileError(f"The tokenizer in {model_dir} cannot be loaded: {reason}.", hint=hint) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UnsupportedError(
+            f"{model_dir} has a tokenizer of type {type(tokenizer).__name__}, which has no fast form.", hint=hint
+        )
+    return tokenizer
+
+
+def _eog_ids(model_dir: Path, eos_id: int | None) -> set[int]:
+    ids = {eos_id} if eos_id is not None else set()
+    for name in ("config.json", "generation_config.json"):
+        path = model_dir / name
+        if not path.is_file():
+            continue
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
+        except (ValueError, AttributeError) as error:
+            raise CorruptFileError(f"{path} is not valid JSON: {error}.") from error
+        ids |= {index for index in (found if isinstance(found, list) else [found]) if isinstance(index, int)}
+    return ids
+
+
+def _without_prefix(component: Any, *, only_first: bool) -> Any:
+    """`component` (a normalizer or pre-tokenizer in tokenizer.json's terms) without its prefix space."""
+    if not isinstance(component, dict):
+        return component
+    if component["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in component else "pretokenizers"
+        kept = [_without_prefix(child, only_first=only_first) for child in component[key]]
+        return {**component, key: [child for child in kept if child is not None]}
+    if component["type"] == "Metaspace" and (not only_first or component.get("prepend_scheme") == "first"):
+        return {**component, "prepend_scheme": "never"}
+    if component["type"] == "ByteLevel" and not only_first:
+        return {**component, "add_prefix_space": False}
+    if component["type"] == "Prepend" and not only_first:
+        return None
+    return component
