@@ -1,0 +1,161 @@
+"""What a model family is: the weights it expects, where they go, the metadata they come with, and what is refused.
+
+A family is a subclass of `Family` in `converters/families/`, found by `architectures[0]` of config.json. Its weights are
+one table: each entry names a checkpoint tensor, its shape, and one or more places in the GGUF file with the exact
+operations in between. The base converter and the adapter converter read the same table. Nothing here touches files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.config import Config
+from converters.errors import CorruptCheckpoint, UnsupportedModel
+from converters.operations import Operation
+from converters.writer import Value
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+"""The GGUF names of the token embedding and the output head."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place in the GGUF file that a checkpoint tensor, or a part of it, goes to."""
+
+    name: str
+    """The GGUF tensor."""
+    operations: tuple[Operation, ...] = ()
+    """Applied to the checkpoint tensor, in order."""
+    expert: int | None = None
+    """The slot in a stack of experts; None when the tensor is not stacked here."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that a checkpoint of the family must hold."""
+
+    name: str
+    """Its name as transformers saves it."""
+    shape: tuple[int, ...]
+    targets: tuple[Target, ...]
+
+
+def weight(name: str, shape: tuple[int, ...], target: str, *operations: Operation, expert: int | None = None) -> Weight:
+    """A `Weight` with a single target."""
+    return Weight(name, shape, (Target(target, operations, expert),))
+
+
+class Family:
+    """One model family. Subclasses say what differs; see the class attributes and the methods that raise or are empty."""
+
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """`architectures[0]` of config.json, for which the class is used."""
+    gguf_architecture: ClassVar[str] = ""
+    """`general.architecture` in the GGUF file: which of llama.cpp's graphs runs it."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What transformers takes for fields that config.json leaves out."""
+    ignored: ClassVar[str] = r".*\.rotary_emb\.inv_freq"
+    """Pattern of checkpoint tensors that hold nothing of their own (buffers that are computed)."""
+    head_name: ClassVar[str] = "lm_head.weight"
+    embedding_name: ClassVar[str] = "model.embed_tokens.weight"
+    graph_has_head: ClassVar[bool] = True
+    """Whether llama.cpp's graph can take an output head that differs from the embedding."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        """From the fields of config.json; `check` is for the caller to call."""
+        self.config = Config(values, defaults=self.defaults)
+
+    def check(self) -> None:
+        """Raise `UnsupportedModel`, by the field's name, for what the graph cannot honour."""
+
+    def metadata(self) -> dict[str, Value]:
+        """The architecture's own keys, without the `<architecture>.` prefix."""
+        raise NotImplementedError
+
+    def weights(self) -> Iterator[Weight]:
+        """Every tensor a checkpoint must hold, the output head aside where it is tied."""
+        raise NotImplementedError
+
+    def extra_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Tensors that are computed from the config, by GGUF name."""
+        return {}
+
+    def canonical(self, name: str) -> str:
+        """The checkpoint tensor `name` as the table spells it, where saved checkpoints differ."""
+        return name
+
+    @property
+    def layers(self) -> int:
+        return self.config.natural("num_hidden_layers")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the embedding's values, unless the checkpoint holds a different one."""
+        return bool(self.config["tie_word_embeddings"])
+
+    @cached_property
+    def table(self) -> dict[str, Weight]:
+        """`weights` by name."""
+        return {entry.name: entry for entry in self.weights()}
+
+    def map_weight(self, name: str) -> tuple[Target, ...]:
+        """Where the checkpoint tensor `name` goes. Raises `UnsupportedModel` for a name the family does not have."""
+        entry = self.table.get(self.canonical(name))
+        if entry is None:
+            raise UnsupportedModel(f"{type(self).__name__} has no place for the tensor {name!r}.")
+        return entry.targets
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether the checkpoint tensor `name` holds nothing that the GGUF file needs."""
+        return re.fullmatch(self.ignored, name) is not None
+
+
+def find_family(values: Mapping[str, Any]) -> Family:
+    """The family of a model by its config.json. Raises `UnsupportedModel` for an unknown architecture.
+
+    The model's settings have been checked when this returns.
+    """
+    architectures = values.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str):
+        raise CorruptCheckpoint(
+            "config.json names no architecture.",
+            hint='Add "architectures": ["…ForCausalLM"] as the model was saved with.',
+        )
+    family_class = families().get(name)
+    if family_class is None:
+        raise UnsupportedModel(
+            f"The architecture {name} is not supported.", hint=f"Supported are {', '.join(sorted(families()))}."
+        )
+    if quantization := values.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise UnsupportedModel(
+            f"config.json has a quantization_config ({method}): the weights are not plain numbers.",
+            hint="Use the full-precision (16 or 32 bit) version of this model and quantize it after the conversion.",
+        )
+    family = family_class(values)
+    family.check()
+    return family
+
+
+def families() -> dict[str, type[Family]]:
+    """Architecture name → family, over every module in `converters.families`."""
+    package = importlib.import_module("converters.families")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"converters.families.{module.name}")
+    return {name: one for one in _subclasses(Family) for name in one.architectures}
+
+
+def _subclasses(base: type[Family]) -> Iterator[type[Family]]:
+    for one in base.__subclasses__():
+        yield one
+        yield from _subclasses(one)

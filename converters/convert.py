@@ -1,0 +1,131 @@
+"""Hugging Face base model → GGUF: reads the config, plans the tensors, reads the vocabulary, streams everything out.
+
+Weights go through memory in pieces of about a million values, a few at a time, so the peak does not depend on the
+model's size. Numbers are never changed silently: a tensor that float16 cannot hold stays in bfloat16 or float32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from converters.base import Family, find_family
+from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, row_count
+from converters.config import read_config
+from converters.encoding import Q8_0_BLOCK, TensorType
+from converters.errors import ConverterError
+from converters.plan import Output, Part, plan
+from converters.stream import write_tensor
+from converters.vocab import read_vocabulary
+from converters.writer import GgufWriter, Value, planned_bytes
+
+OnTensor = Callable[[str, tuple[int, ...], int, int], None]
+"""Called after each tensor: its GGUF name, its shape, bytes read so far, bytes to read in all."""
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+"""What `convert_base` can write; "auto" keeps the checkpoint's own 16-bit type, or takes f16."""
+
+_TYPES = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16, "q8_0": TensorType.Q8_0}
+_FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
+_ALWAYS_FLOAT32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
+_QUANTIZATION_VERSION = 2
+
+
+def convert_base(
+    model_dir: Path,
+    out_path: Path,
+    *,
+    outtype: str = "auto",
+    metadata: Mapping[str, str | int | float | bool] | None = None,
+    merge: Path | None = None,
+    on_tensor: OnTensor | None = None,
+    check_space: Callable[[int], None] | None = None,
+) -> None:
+    """Convert the Hugging Face directory `model_dir` to the GGUF file `out_path`, which is written in place.
+
+    `outtype` is one of `OUTTYPES`; `metadata` is added to the header; `merge` is a PEFT directory whose adapter is merged
+    into the weights; `check_space` is called with the file's size in bytes before anything is written. Raises
+    `ConverterError`: `CorruptCheckpoint` for broken files, `UnsupportedModel` for what llama.cpp cannot run exactly.
+    """
+    if outtype not in OUTTYPES:
+        raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(OUTTYPES)}.")
+    family = find_family(read_config(model_dir))
+    with SafetensorsCheckpoint(model_dir) as base:
+        checkpoint: Checkpoint = base if merge is None else _merged(base, merge, model_dir, family)
+        outputs = plan(family, checkpoint)
+        wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
+        keys = {
+            **_general_metadata(model_dir, family, wanted),
+            **read_vocabulary(model_dir, family.config.natural("vocab_size")),
+            **(metadata or {}),
+        }
+        _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
+
+
+def _merged(base: SafetensorsCheckpoint, adapter_dir: Path, model_dir: Path, family: Family) -> Checkpoint:
+    from converters.merge import merged
+
+    return merged(base, adapter_dir, family=family, base_dir=model_dir)
+
+
+def _general_metadata(model_dir: Path, family: Family, wanted: TensorType) -> dict[str, Value]:
+    architecture = family.gguf_architecture
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.name": model_dir.resolve().name,
+        "general.file_type": _FILE_TYPES[wanted],
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        **{f"{architecture}.{key}": value for key, value in family.metadata().items()},
+    }
+
+
+def _guess_type(checkpoint: Checkpoint) -> TensorType:
+    for name in checkpoint.names:
+        if len(checkpoint.shape(name)) >= 2:
+            return TensorType.BF16 if checkpoint.dtype(name) == "BF16" else TensorType.F16
+    return TensorType.F16
+
+
+def _tensor_type(output: Output, wanted: TensorType) -> TensorType:
+    if len(output.shape) < 2 or not output.name.endswith(".weight") or output.name.endswith(_ALWAYS_FLOAT32):
+        return TensorType.F32
+    if wanted is TensorType.Q8_0 and output.shape[-1] % Q8_0_BLOCK:
+        return TensorType.F16
+    return wanted
+
+
+def _write(
+    out_path: Path,
+    checkpoint: Checkpoint,
+    family: Family,
+    outputs: list[Output],
+    wanted: TensorType,
+    keys: Mapping[str, Value],
+    on_tensor: OnTensor | None,
+    check_space: Callable[[int], None] | None,
+) -> None:
+    extra = family.extra_tensors()
+    shapes = {name: values.shape for name, values in extra.items()} | {out.name: out.shape for out in outputs}
+    if check_space is not None:
+        types = [(out.name, out.shape, _tensor_type(out, wanted)) for out in outputs]
+        check_space(planned_bytes(keys, types))
+    total = sum(_stored_bytes(checkpoint, part) for out in outputs for part in out.parts)
+    done = 0
+    with GgufWriter(out_path) as writer, ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        writer.begin(keys, shapes)
+        for name, values in extra.items():
+            writer.write(values, writer.add(name, TensorType.F32))
+        for output in outputs:
+            write_tensor(writer, pool, checkpoint, output, _tensor_type(output, wanted))
+            done += sum(_stored_bytes(checkpoint, part) for part in output.parts)
+            if on_tensor is not None:
+                on_tensor(output.name, output.shape, done, total)
+        writer.finish()
+
+
+def _stored_bytes(checkpoint: Checkpoint, part: Part) -> int:
+    shape = checkpoint.shape(part.source)
+    return row_count(shape) * shape[-1] * STORAGE[checkpoint.dtype(part.source)].itemsize

@@ -1,0 +1,1 @@
+"""One module for each model family; `converters.base.families` finds them."""
