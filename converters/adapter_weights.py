@@ -217,7 +217,7 @@ def _lora(
         key = f"{module}.weight"
         if not _ends_with_any(key, config.target_parameters) and not _is_expert(weight):
             raise UnsupportedAdapter(
-                f"The adapter holds tensors of {module!r}, which its target_modules leave out; PEFT would not use them.",
+                f"The adapter holds tensors of {module!r}, which target_modules leaves out; PEFT would not use them.",
                 hint="Use the adapter_config.json that was saved with these tensors.",
             )
     embedding = "embedding_A" in found

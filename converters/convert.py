@@ -45,29 +45,29 @@ def convert_base(
 ) -> None:
     """Convert the Hugging Face directory `model_dir` to the GGUF file `out_path`, which is written in place.
 
-    `outtype` is one of `OUTTYPES`; `metadata` is added to the header; `merge` is a PEFT directory whose adapter is merged
-    into the weights; `check_space` is called with the file's size in bytes before anything is written. Raises
+    `outtype` is one of `OUTTYPES`; `metadata` is added to the header; `merge` is a PEFT directory whose adapter is
+    merged into the weights; `check_space` is called with the file's size in bytes before anything is written. Raises
     `ConverterError`: `CorruptCheckpoint` for broken files, `UnsupportedModel` for what llama.cpp cannot run exactly.
     """
     if outtype not in OUTTYPES:
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(OUTTYPES)}.")
-    family = find_family(read_config(model_dir))
+    values = read_config(model_dir)
+    family, tokenizer_dir = find_family(values), model_dir
     with SafetensorsCheckpoint(model_dir) as base:
-        checkpoint: Checkpoint = base if merge is None else _merged(base, merge, model_dir, family)
+        checkpoint: Checkpoint = base
+        if merge is not None:
+            from converters.merge import merge_adapter
+
+            merged = merge_adapter(base, merge, base_dir=model_dir, values=values)
+            checkpoint, family, tokenizer_dir = merged.checkpoint, merged.family, merged.tokenizer_dir
         outputs = plan(family, checkpoint)
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
         keys = {
             **_general_metadata(model_dir, family, wanted),
-            **read_vocabulary(model_dir, family.config.natural("vocab_size")),
+            **read_vocabulary(tokenizer_dir, family.config.natural("vocab_size")),
             **(metadata or {}),
         }
         _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
-
-
-def _merged(base: SafetensorsCheckpoint, adapter_dir: Path, model_dir: Path, family: Family) -> Checkpoint:
-    from converters.merge import merged
-
-    return merged(base, adapter_dir, family=family, base_dir=model_dir)
 
 
 def _general_metadata(model_dir: Path, family: Family, wanted: TensorType) -> dict[str, Value]:
@@ -83,10 +83,9 @@ def _general_metadata(model_dir: Path, family: Family, wanted: TensorType) -> di
 
 
 def _guess_type(checkpoint: Checkpoint) -> TensorType:
-    for name in checkpoint.names:
-        if len(checkpoint.shape(name)) >= 2:
-            return TensorType.BF16 if checkpoint.dtype(name) == "BF16" else TensorType.F16
-    return TensorType.F16
+    # All matrices, not the first: what an adapter was merged into is float32, and float16 keeps more of it.
+    dtypes = {checkpoint.dtype(name) for name in checkpoint.names if len(checkpoint.shape(name)) >= 2}
+    return TensorType.BF16 if dtypes == {"BF16"} else TensorType.F16
 
 
 def _tensor_type(output: Output, wanted: TensorType) -> TensorType:
