@@ -1,0 +1,12 @@
+"""Conversations: history, system prompt, context budget, retry and undo, adapters, saving and loading.
+
+Stands between an engine and the front ends. Nothing here reads from or writes to a terminal.
+"""
+
+from __future__ import annotations
+
+from edgetune.chat.conversation import Conversation, Reply
+from edgetune.chat.session import Session, open_session
+from edgetune.chat.store import SavedChat, load_chat, save_chat
+
+__all__ = ["Conversation", "Reply", "SavedChat", "Session", "load_chat", "open_session", "save_chat"]

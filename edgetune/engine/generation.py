@@ -52,6 +52,7 @@ class LlamaGeneration:
     def close(self) -> None:
         """Stop here, as by the user; what was said so far stays."""
         self._steps.close()
+        self._sampler.close()
         self._finish("interrupted")
 
     @property

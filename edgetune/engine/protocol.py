@@ -71,7 +71,13 @@ class Generation(Protocol):
     """The tokens sampled so far, the one that ended it not included."""
     finish_reason: FinishReason | None
     """None while it runs."""
-    timings: Timings
+    context_full: bool
+    """Whether it ended because the context took no further token."""
+    seed: int
+    """The seed in use, also when a random one was asked for."""
+
+    @property
+    def timings(self) -> Timings: ...
 
     def __iter__(self) -> Iterator[str]: ...
 

@@ -1,0 +1,156 @@
+"""The chat loop in a terminal: a prompt with history and completion, commands, replies as they come.
+
+Prompts, notes and speeds go to stderr, so that stdout carries what the model says and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgetune.chat import Conversation, Reply, Session
+from edgetune.cli.chat_commands import COMMANDS, Leave, complete, run_command
+from edgetune.cli.progress import say
+from edgetune.cli.terminal import read_stdin, say_dim, write_text
+from edgetune.errors import EdgetuneError, UsageError
+from edgetune.paths import home_dir
+
+_QUOTES = '"""'
+
+
+def run_line_mode(session: Session, conversation: Conversation) -> None:
+    """Read turns and commands until the user leaves."""
+    prompt = _build_prompt(session)
+    adapters = ", ".join(session.adapter_names())
+    say_dim(
+        f"{session.engine.path.stem}{f' with {adapters}' if adapters else ''}. /help lists the commands, /bye leaves."
+    )
+    while True:
+        try:
+            text = unquote(prompt.prompt(">>> "))
+        except KeyboardInterrupt:
+            say_dim("Ctrl-D or /bye leaves.")
+            continue
+        except EOFError:
+            return
+        try:
+            if not text.strip():
+                continue
+            is_command = text.startswith("/")
+            reply = run_command(session, conversation, text) if is_command else conversation.ask(text)
+            if reply is not None:
+                show_reply(reply)
+        except Leave:
+            return
+        except EdgetuneError as error:
+            say(error.message + (f" {error.hint}" if error.hint else ""), warning=True)
+
+
+def run_piped(conversation: Conversation) -> bool:
+    """Answer all of stdin as one message; returns whether the user stopped it."""
+    text = read_stdin()
+    if not text.strip():
+        raise UsageError("There is nothing on standard input.", hint="For example: echo hi | edgetune chat --plain")
+    return show_reply(conversation.ask(text), with_speed=False)
+
+
+def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
+    """Print a reply as it comes; Ctrl-C stops it. Returns whether that happened."""
+    if reply.dropped_turns:
+        turns = "turn has" if reply.dropped_turns == 1 else f"{reply.dropped_turns} turns have"
+        say_dim(f"The context is full: the oldest {turns} left it.")
+    try:
+        for text in reply:
+            write_text(text)
+    except KeyboardInterrupt:
+        reply.stop()
+    interrupted = reply.finish_reason == "interrupted"
+    if not reply.text.endswith("\n"):
+        click.echo()
+    if interrupted:
+        say_dim("Stopped." if reply.text else "Stopped before the first word; the turn is taken back.")
+    elif reply.context_full:
+        say_dim("The context is full: the reply was cut. The oldest turns leave it with the next message.")
+    elif reply.finish_reason == "length":
+        say_dim("The reply reached its limit of new tokens (-n).")
+    if with_speed:
+        say_dim(_speed(reply))
+    return interrupted
+
+
+def unquote(text: str) -> str:
+    """`text` without the triple quotes that let it go over several lines."""
+    stripped = text.strip()
+    if stripped.startswith(_QUOTES):
+        return stripped.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
+    return text
+
+
+def is_open(text: str) -> bool:
+    """Whether `text` began with triple quotes and has not closed them yet."""
+    stripped = text.strip()
+    if not stripped.startswith(_QUOTES):
+        return False
+    return len(stripped) < 2 * len(_QUOTES) or not stripped.endswith(_QUOTES)
+
+
+def _speed(reply: Reply) -> str:
+    timings = reply.timings
+    evaluated = timings.prompt_tokens - timings.reused_tokens
+    parts = [f"{timings.generated_tokens} tokens"]
+    if timings.tokens_per_second:
+        parts[0] += f" at {timings.tokens_per_second:.1f}/s"
+    if evaluated:
+        parts.append(f"prompt {evaluated} at {timings.prompt_per_second:.0f}/s")
+    if timings.reused_tokens:
+        parts.append(f"{timings.reused_tokens} reused")
+    return " · ".join(parts)
+
+
+def _build_prompt(session: Session) -> Any:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, Completion
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _accept(event: Any) -> None:
+        buffer = event.current_buffer
+        if is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, complete_event: Any) -> Any:
+            for word, start in complete(session, document.text_before_cursor):
+                yield Completion(word, start_position=-start, display_meta=_help_of(word))
+
+    history_path = home_dir() / "history"
+    try:
+        history_path.parent.mkdir(parents=True, exist_ok=True)
+        history: Any = FileHistory(str(history_path))
+    except OSError:
+        history = InMemoryHistory()
+    return PromptSession(
+        history=history,
+        multiline=True,
+        key_bindings=keys,
+        completer=Commands(),
+        complete_while_typing=False,
+        prompt_continuation="... ",
+        output=create_output(stdout=None if sys.stdout.isatty() else sys.stderr),
+    )
+
+
+def _help_of(word: str) -> str:
+    return next((command.help for command in COMMANDS if f"/{command.name}" == word), "")
