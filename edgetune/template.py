@@ -84,23 +84,31 @@ class ChatTemplate:
 
 def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tuple[str, bool]]:
     """Split into (text, is_control) pieces: leftmost-longest matches of `control_tokens` that no cut divides."""
-    pattern = _control_pattern(frozenset(control_tokens))
+    tokens = frozenset(control_tokens)
+    pattern = _control_pattern(tokens)
     if pattern is None:
         return [(rendered.text, False)] if rendered.text else []
     pieces: list[tuple[str, bool]] = []
     start = position = 0
     while match := pattern.search(rendered.text, position):
-        begin, end = match.span()
-        if any(begin < cut < end for cut in rendered.cuts):
+        begin = match.start()
+        end = _whole_end(rendered, begin, match.end(), tokens)
+        if end == begin:
             position = begin + 1
             continue
         if begin > start:
             pieces.append((rendered.text[start:begin], False))
-        pieces.append((match.group(), True))
+        pieces.append((rendered.text[begin:end], True))
         start = position = end
     if start < len(rendered.text):
         pieces.append((rendered.text[start:], False))
     return pieces
+
+
+def _whole_end(rendered: Rendered, begin: int, longest_end: int, tokens: frozenset[str]) -> int:
+    """Where the longest control token that begins at `begin` and that no cut divides ends; `begin` when none does."""
+    cut = min((cut for cut in rendered.cuts if begin < cut < longest_end), default=longest_end)
+    return next((end for end in range(cut, begin, -1) if rendered.text[begin:end] in tokens), begin)
 
 
 class _Shield:
@@ -128,17 +136,18 @@ class _Shield:
     def text(self, text: str) -> str:
         if self.pattern is None or not text:
             return text
-        opens = any(text[-n:] in self.heads for n in range(1, min(self.longest, len(text) + 1)))
-        closes = any(text[:n] in self.tails for n in range(1, min(self.longest, len(text) + 1)))
+        # A mark at an edge stands inside the white space there, which a template may trim away to join two texts.
+        inner = text.strip()
+        lead = text[: len(text) - len(text.lstrip())]
+        opens = any(inner[-n:] in self.heads for n in range(1, min(self.longest, len(inner) + 1)))
+        closes = any(inner[:n] in self.tails for n in range(1, min(self.longest, len(inner) + 1)))
         broken, position = [], 0
-        while match := self.pattern.search(text, position):
-            broken.append(text[position : match.start() + 1] + self.mark)
+        while match := self.pattern.search(inner, position):
+            broken.append(inner[position : match.start() + 1] + self.mark)
             position = match.start() + 1
-        broken.append(text[position:])
-        # A mark at an edge must not hide white space from a template that trims.
-        head = self.mark if closes and not text[0].isspace() else ""
-        tail = self.mark if opens and not text[-1].isspace() else ""
-        return head + "".join(broken) + tail
+        broken.append(inner[position:])
+        shielded = (self.mark if closes else "") + "".join(broken) + (self.mark if opens else "")
+        return lead + shielded + text[len(lead) + len(inner) :]
 
 
 def _unmark(marked: str, mark: str) -> Rendered:
