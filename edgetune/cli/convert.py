@@ -1,0 +1,283 @@
+"""`edgetune convert`: a checkpoint or an adapter becomes a GGUF file, and is proved to be the same.
+
+Parses, calls `export` and `parity`, renders. A file that fails its proof is not left under the name that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.artifacts import Fingerprint, Gguf, ParityReport
+from edgetune.cli.progress import amount, say, show_progress
+from edgetune.errors import EdgetuneError, ParityError, UsageError
+from edgetune.events import Notice, Sink
+from edgetune.export import (
+    ADAPTER_OUTTYPES,
+    ADAPTER_WEIGHTS,
+    OUTTYPES,
+    export_adapter,
+    export_base,
+    find_base_dir,
+    resolve_outtype,
+)
+from edgetune.fingerprint import fingerprint_checkpoint
+from edgetune.gguf_header import read_gguf
+from edgetune.library import classify, find_model, list_models, register
+from edgetune.quantize import find_quant_type
+
+_FULL_PRECISION = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to make of what."""
+
+    source: Path
+    """A checkpoint, or a PEFT directory."""
+    base_dir: Path
+    """The checkpoint; of an adapter, the one it was trained on."""
+    out_path: Path
+    outtype: str
+    quant: str | None = None
+    merge: Path | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.source != self.base_dir
+
+    @property
+    def adapter_dir(self) -> Path | None:
+        """The adapter that torch has to run with, to compare."""
+        return self.source if self.is_adapter else self.merge
+
+
+@click.command("convert")
+@click.argument("source", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here. [default: named by model and type]")
+@click.option(
+    "--outtype",
+    type=click.Choice(OUTTYPES),
+    default="auto",
+    help="Number format; auto keeps a model's own 16-bit type, and is f16 for adapters.",
+)
+@click.option("-q", "--quantize", "quant", metavar="TYPE", help="Quantize the model as well, e.g. Q4_K_M.")
+@click.option("--merge", metavar="ADAPTER", help="Merge this adapter (a directory or a run) into the model.")
+@click.option("--base", metavar="MODEL", help="The base model an adapter was trained on. [default: as it recorded]")
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="Rows to compare on. [default: built-in text]"
+)
+@click.option("--no-verify", is_flag=True, help="Do not compare the result with the original.")
+@click.option("--threads", "-t", type=click.IntRange(min=0), default=0, help="CPU threads; 0 is all of them.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of the path.")
+def command(
+    source: str | None,
+    output: Path | None,
+    outtype: str,
+    quant: str | None,
+    merge: str | None,
+    base: str | None,
+    data: Path | None,
+    no_verify: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Convert SOURCE to GGUF and prove that it answers the same.
+
+    SOURCE is a Hugging Face model directory or a model of the library (a GGUF model comes out), or a run or another
+    PEFT adapter directory (a GGUF adapter comes out). Without SOURCE it is the newest run in ./runs not converted yet.
+    """
+    job = _plan(source, output, outtype=outtype, quant=quant, merge=merge, base=base)
+    started = time.monotonic()
+    with show_progress() as sink, _unproven(job.out_path) as unproven:
+        gguf = _export(job, unproven, threads=threads, sink=sink)
+        seconds = round(time.monotonic() - started, 2)
+        report = None if no_verify else _verify(job, gguf, data=data, sink=sink)
+        unproven.replace(job.out_path)
+    register(job.out_path)
+    size = job.out_path.stat().st_size
+    say(f"{gguf.file_type or 'GGUF'}, {amount(size, 'bytes')} in {seconds:.1f} s" + _proof(report, no_verify=no_verify))
+    if as_json:
+        values = {
+            "path": str(job.out_path),
+            "kind": gguf.kind,
+            "type": gguf.file_type,
+            "bytes": size,
+            "seconds": seconds,
+            "parity": _parity_values(report),
+        }
+        click.echo(json.dumps(values))
+    else:
+        click.echo(job.out_path)
+
+
+def _plan(
+    source: str | None, output: Path | None, *, outtype: str, quant: str | None, merge: str | None, base: str | None
+) -> _Job:
+    path = find_model(source) if source else _newest_run()
+    kind = classify(path)
+    if kind in ("model", "adapter") or path.is_file():
+        raise UsageError(f"{path} is a GGUF file already.", hint=f"To quantize it: edgetune quantize {path} Q4_K_M")
+    if kind == "run":
+        return _plan_adapter(path, output, outtype=outtype, quant=quant, merge=merge, base=base)
+    merge_dir = _adapter_dir(merge) if merge else None
+    if base is not None:
+        raise UsageError("--base is for adapters; the source is a model itself.", hint="Leave --base away.")
+    if quant and outtype != "auto":
+        raise UsageError("-q and --outtype both name the output's type.", hint="Give one of them.")
+    type_name = find_quant_type(quant).name if quant else resolve_outtype(path, outtype)
+    name = path.resolve().name + (f"-{merge_dir.resolve().name}" if merge_dir else "")
+    out_path = _output(output, Path.cwd() / f"{name}-{type_name}.gguf")
+    return _Job(path, path, out_path, outtype, quant, merge_dir)
+
+
+def _plan_adapter(
+    path: Path, output: Path | None, *, outtype: str, quant: str | None, merge: str | None, base: str | None
+) -> _Job:
+    base_dir = find_model(base) if base else find_base_dir(path)
+    if classify(base_dir) != "checkpoint":
+        raise UsageError(
+            f"{base_dir} is not a Hugging Face model directory.", hint="Name the base's directory with --base."
+        )
+    if quant:
+        raise UsageError(
+            f"{path} is an adapter; adapters are not quantized like models.",
+            hint="--outtype q8_0 makes it smaller. To quantize base and adapter in one: "
+            f"edgetune convert {base_dir} --merge {path} -q {quant}",
+        )
+    if merge:
+        raise UsageError(
+            f"{path} is an adapter itself.", hint=f"Merge into its base: edgetune convert {base_dir} --merge {path}"
+        )
+    if outtype not in ADAPTER_OUTTYPES:
+        raise UsageError(f"Adapters are not written as {outtype}.", hint=f"Use one of {', '.join(ADAPTER_OUTTYPES)}.")
+    type_name = "F16" if outtype == "auto" else outtype.upper()
+    return _Job(path, base_dir, _output(output, path / f"adapter-{type_name}.gguf"), outtype)
+
+
+def _adapter_dir(name: str) -> Path:
+    path = find_model(name)
+    if classify(path) != "run":
+        raise UsageError(f"{path} is not an adapter directory.", hint="--merge takes a run or another PEFT directory.")
+    return path
+
+
+def _output(output: Path | None, default: Path) -> Path:
+    if output is None:
+        return default
+    return output / default.name if output.is_dir() else output
+
+
+def _newest_run() -> Path:
+    runs = Path("runs")
+    found = [path for path in runs.iterdir() if (path / ADAPTER_WEIGHTS).is_file()] if runs.is_dir() else []
+    waiting = [path for path in found if not _is_converted(path)]
+    if not waiting:
+        state = "Every run in ./runs is converted already" if found else "There is no finished run in ./runs"
+        raise UsageError(f"{state}, and no SOURCE was given.", hint="Name a model or run: edgetune convert SOURCE")
+    return max(waiting, key=lambda path: (path / ADAPTER_WEIGHTS).stat().st_mtime)
+
+
+def _is_converted(run_dir: Path) -> bool:
+    trained = (run_dir / ADAPTER_WEIGHTS).stat().st_mtime
+    return any(path.stat().st_mtime >= trained for path in run_dir.glob("*.gguf"))
+
+
+def _export(job: _Job, out_path: Path, *, threads: int, sink: Sink) -> Gguf:
+    if job.is_adapter:
+        outtype = "f16" if job.outtype == "auto" else job.outtype
+        return export_adapter(job.source, out_path, base_dir=job.base_dir, outtype=outtype, sink=sink)
+    return export_base(
+        job.source, out_path, outtype=job.outtype, quant=job.quant, merge=job.merge, threads=threads, sink=sink
+    )
+
+
+@contextmanager
+def _unproven(out_path: Path) -> Iterator[Path]:
+    """Where the file waits, hidden, for its proof; removed when it never comes."""
+    path = out_path.with_name(f".{out_path.stem}.{os.getpid()}.unproven.gguf")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityReport:
+    from edgetune.parity import verify
+
+    if not job.is_adapter:
+        report = verify(
+            job.base_dir, gguf.path, adapter_dir=job.merge, merged=job.merge is not None, data_path=data, sink=sink
+        )
+    else:
+        with _base_gguf(job, gguf, sink) as base_path:
+            report = verify(
+                job.base_dir, base_path, adapter_dir=job.source, lora_path=gguf.path, data_path=data, sink=sink
+            )
+    if not report.passed:
+        failed = job.out_path.with_name(f"{job.out_path.stem}.failed.gguf")
+        gguf.path.replace(failed)
+        raise ParityError(
+            f"{job.out_path.name} would not answer as the original does: {_first_difference(report)}.",
+            hint=f"It was not written; for a look at it, what was made is in {failed}.",
+        )
+    return report
+
+
+@contextmanager
+def _base_gguf(job: _Job, adapter: Gguf, sink: Sink) -> Iterator[Path]:
+    """A GGUF of the adapter's base in full precision: one the library has, or one made for the moment."""
+    if found := _known_base(fingerprint_checkpoint(job.base_dir)):
+        yield found
+        return
+    sink(Notice("The library has no 16-bit GGUF of the base; making one to compare with, and removing it afterwards."))
+    with _unproven(job.out_path.with_name("base.gguf")) as path:
+        export_base(job.base_dir, path, sink=sink)
+        yield path
+
+
+def _known_base(fingerprint: Fingerprint) -> Path | None:
+    for entry in list_models():
+        if entry.kind != "model":
+            continue
+        try:
+            gguf = read_gguf(entry.path)
+        except (EdgetuneError, OSError):
+            continue
+        if gguf.fingerprint == fingerprint and gguf.file_type in _FULL_PRECISION:
+            return gguf.path
+    return None
+
+
+def _first_difference(report: ParityReport) -> str:
+    for check in report.checks:
+        if not check.passed:
+            return f"{check.name}: {check.first_difference}".rstrip(".")
+    if report.logits is None:
+        return "nothing was compared"
+    value = getattr(report.logits, report.logits.bounded)
+    return f"{report.logits.bounded.replace('_', ' ')} {value:.2g}, at most {report.logits.bound:.2g} is allowed"
+
+
+def _proof(report: ParityReport | None, *, no_verify: bool) -> str:
+    if report is None:
+        return ", not compared with the original (--no-verify)" if no_verify else ""
+    if report.logits is None:
+        return f", proved in part; not compared: {', '.join(report.not_checked)}"
+    return f", proved: max KL {report.logits.max_kl:.1e}, same top token at {report.logits.top1:.1%} of positions"
+
+
+def _parity_values(report: ParityReport | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    from edgetune.cli.verify import report_values
+
+    return report_values(report)
