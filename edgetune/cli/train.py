@@ -1,0 +1,186 @@
+"""`edgetune train`: flags to settings, then the run under a dashboard. The run's path goes to stdout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from edgetune.artifacts import Run
+from edgetune.cli.attribute_docs import attribute_docs
+from edgetune.cli.dashboard import duration, show_preview, show_training
+from edgetune.cli.progress import amount, say
+from edgetune.errors import UsageError
+from edgetune.events import Sink
+from edgetune.training.settings import TrainSettings, flag_name, merge_settings, read_recipe
+
+PREVIEWED = 2
+"""Sequences that `--dry-run` shows."""
+
+PREVIEWED_TOKENS = 400
+"""Tokens of each that a person is shown."""
+
+_SHORT = {"model": ["-m"], "data": ["-d"], "out": ["-o"]}
+_METAVARS = {
+    "model": "MODEL",
+    "data": "PATH",
+    "out": "RUN",
+    "target_modules": "NAMES",
+    "modules_to_save": "NAMES",
+    "chat_template": "FILE",
+    "rank_pattern": "PATTERN=RANK",
+    "alpha_pattern": "PATTERN=ALPHA",
+}
+
+
+def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag for every setting. Its default is None, so that a flag not given leaves the recipe's value."""
+    docs, hints = attribute_docs(TrainSettings), get_type_hints(TrainSettings)
+    for item in reversed(fields(TrainSettings)):
+        hint, name = hints[item.name], item.name
+        flags = [*_SHORT.get(name, []), flag_name(name)]
+        options: dict[str, Any] = {"default": None, "help": docs[name] + _default_text(name)}
+        if hint is bool:
+            flags = [f"{flag_name(name)}/--no-{name.replace('_', '-')}"]
+        elif hint in (int, float, str):
+            options |= {"type": hint, "metavar": _METAVARS.get(name)}
+        elif get_origin(hint) is Literal:
+            options["type"] = click.Choice(get_args(hint))
+        else:
+            options |= {"multiple": True, "metavar": _METAVARS[name]}
+        function = click.option(*flags, name, **options)(function)
+    return function
+
+
+def _default_text(name: str) -> str:
+    default = getattr(TrainSettings(), name)
+    if default in ("", (), {}, False, 0) or name in ("task", "method", "device", "dtype"):
+        return ""
+    return f"  [default: {' '.join(default) if isinstance(default, tuple) else default}]"
+
+
+@click.command("train", short_help="Train an adapter on your data.")
+@_setting_options
+@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML file with settings; flags override it.")
+@click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an unfinished run.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and which tokens are learned; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON.")
+def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Train a LoRA adapter for MODEL on your data and write a run: a PEFT directory with a record.
+
+    The format of the data is detected: chat messages, ShareGPT, Alpaca, prompt/completion, question/answer or plain
+    text, in JSONL, JSON, CSV, Parquet or .txt files. Only what the assistant says is learned.
+
+    \b
+    edgetune train -m pocket -d tickets/            train/valid/test files in a directory
+    edgetune train -m pocket -d chat.jsonl --dry-run
+    edgetune train --resume                         after Ctrl-C, a crash or a power cut
+    """
+    given = {**(read_recipe(recipe) if recipe else {}), **_given(options)}
+    if resume is not None:
+        result = _resume(Path(resume or options["out"] or ""), given)
+    elif dry_run:
+        _dry_run(merge_settings(given, {}), as_json=as_json)
+        return
+    else:
+        settings = merge_settings(given, {})
+        with show_training() as sink:
+            result = _train(settings, sink)
+    _tell(result)
+    click.echo(json.dumps(result.record(), ensure_ascii=False) if as_json else str(result.path))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as settings."""
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name in ("target_modules", "modules_to_save"):
+        if name in given:
+            given[name] = tuple(part for value in given[name] for part in _names(value))
+    for name, number in (("rank_pattern", int), ("alpha_pattern", float)):
+        if name in given:
+            given[name] = dict(_pattern(name, value, number) for value in given[name])
+    return given
+
+
+def _names(value: str) -> list[str]:
+    """A list of names may be given as one word; a regular expression stays as it is."""
+    return re.split(r"[,\s]+", value.strip()) if re.fullmatch(r"[\w.,\s-]+", value) else [value]
+
+
+def _pattern(name: str, value: str, number: Callable[[str], float]) -> tuple[str, float]:
+    pattern, _, text = value.rpartition("=")
+    try:
+        return pattern, number(text)
+    except ValueError as error:
+        raise UsageError(f"{flag_name(name)} is {value!r}, expected {_METAVARS[name]}.") from error
+
+
+def _train(settings: TrainSettings, sink: Sink) -> Run:
+    from edgetune.training.run import train
+
+    return train(settings, sink=sink)
+
+
+def _resume(run_dir: Path, given: Mapping[str, Any]) -> Run:
+    from edgetune.training.run import newest_unfinished_run, resume
+
+    if run_dir == Path():
+        run_dir = newest_unfinished_run()
+    if not run_dir.is_dir():
+        raise UsageError(f"There is no run at {run_dir}.")
+    settings = merge_settings(TrainSettings.from_record(Run.load(run_dir).settings).record(), given)
+    with show_training() as sink:
+        return resume(run_dir, settings=settings, sink=sink)
+
+
+def _tell(run: Run) -> None:
+    from edgetune.library import register
+
+    register(run.path)
+    metrics, valid = run.metrics, ""
+    if "valid_loss" in run.metrics:
+        valid = f", validation loss {metrics['valid_before_loss']:.4f} → {metrics['valid_loss']:.4f}"
+    took = f"{metrics['step']} steps in {duration(metrics['seconds'])}"
+    say(f"{took}, {metrics['tokens_per_second']:,.0f} tokens/s{valid}.")
+    say(f"Next: edgetune convert {run.path}")
+
+
+def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
+    from edgetune.training.prepare import Prepared, plan, prepare
+
+    with show_training() as sink:
+        prepared: Prepared = prepare(settings, sink=sink)
+        planned = plan(settings, prepared)
+    shown = []
+    for sequence in prepared.train[:PREVIEWED]:
+        ids = sequence.ids.tolist()
+        shown.append((ids, prepared.tokenizer.pieces(ids), sequence.learned.tolist()))
+    if as_json:
+        preview = [{"ids": ids, "pieces": pieces, "learned": learned} for ids, pieces, learned in shown]
+        record = {"plan": asdict(planned), "data": prepared.data_record(), "settings": settings.record()}
+        click.echo(json.dumps({**record, "preview": preview}, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    for _, pieces, learned in shown:
+        console.rule("what is learned", style="dim")
+        show_preview(console, list(zip(pieces, learned, strict=True)), most=PREVIEWED_TOKENS)
+    console.rule(style="dim")
+    for name, split in prepared.splits.items():
+        cut = f", {split.truncated} cut at {prepared.max_length}" if split.truncated else ""
+        dropped = f", {split.dropped} left out" if split.dropped else ""
+        say(
+            f"{name}: {split.rows:,} rows, {len(split.sequences):,} sequences, {split.tokens:,} tokens, "
+            f"{split.learned_tokens:,} of them learned{cut}{dropped}"
+        )
+    trainable, every = planned.trainable_parameters, planned.all_parameters
+    say(f"adapter: {trainable:,} of {every:,} parameters are trained ({trainable / every:.2%})")
+    say(f"steps: {planned.steps:,} ({planned.steps_per_epoch:,} an epoch)")
+    memory, free = amount(planned.memory_bytes, "bytes"), amount(planned.free_memory_bytes, "bytes")
+    say(f"on {planned.device} in {planned.dtype}: about {memory} of memory, {free} are free")

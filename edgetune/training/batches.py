@@ -1,0 +1,77 @@
+"""Which sequences come together, in which order, as which tensors.
+
+The order of an epoch is a pure function of (seed, epoch), so that a resumed run needs no more than its step.
+Sequences of similar length come together, to pad little. Packing several sequences into one row would be another
+collator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgetune.data import Tokenized
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""Label of a position whose token is not learned, as torch's cross entropy takes it."""
+
+_BATCHES_SORTED_TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences, ready for a causal language model."""
+
+    input_ids: torch.Tensor
+    """(sequences, tokens)"""
+    attention_mask: torch.Tensor | None
+    """(sequences, tokens), 1 where a token is; None when nothing is padded."""
+    labels: torch.Tensor
+    """(sequences, tokens): the token to predict *at* each position, i.e. the next one, or `IGNORED`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        mask = self.attention_mask
+        return int(mask.sum()) if mask is not None else self.input_ids.numel()
+
+    @property
+    def learned_tokens(self) -> int:
+        """Positions the loss is over."""
+        return int((self.labels != IGNORED).sum())
+
+
+def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of every sequence once, in batches of `batch_size` (the last one may be smaller), shuffled."""
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    stretch = batch_size * _BATCHES_SORTED_TOGETHER
+    batches: list[list[int]] = []
+    for at in range(0, len(order), stretch):
+        # A stable sort keeps the shuffle among equal lengths.
+        near = sorted(order[at : at + stretch].tolist(), key=lambda index: lengths[index])
+        batches += [near[begin : begin + batch_size] for begin in range(0, len(near), batch_size)]
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+def collate(sequences: Sequence[Tokenized], device: torch.device) -> Batch:
+    """Pad `sequences` on the right to the longest of them."""
+    import torch
+
+    longest = max(len(sequence.ids) for sequence in sequences)
+    ids = np.zeros((len(sequences), longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    labels = np.full_like(ids, IGNORED)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        ids[row, :length] = sequence.ids
+        mask[row, :length] = 1
+        labels[row, : length - 1] = np.where(sequence.learned[1:], sequence.ids[1:], IGNORED)
+    attention_mask = None if mask.all() else torch.from_numpy(mask).to(device)
+    return Batch(torch.from_numpy(ids).to(device), attention_mask, torch.from_numpy(labels).to(device))

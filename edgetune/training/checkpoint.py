@@ -1,0 +1,147 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped. No pickle.
+
+`checkpoint-N/` in the run directory holds the adapter (a PEFT directory of its own), the optimizer's moments, the
+random states and the position. Data order and learning rate are functions of the step. A checkpoint appears whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import CorruptFileError
+from edgetune.paths import whole_dir
+from edgetune.training.model import ADAPTER_WEIGHTS, load_adapter, save_adapter
+
+KEPT = 2
+"""How many checkpoints a run keeps."""
+
+_STATE = "state.json"
+_OPTIMIZER = "optimizer.safetensors"
+_RANDOM = "random.safetensors"
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens seen, padding left out."""
+    learned_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent in steps."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The newest "train" and "valid" loss, and "valid_before"."""
+
+
+def save_checkpoint(run_dir: Path, position: Position, *, adapted: Any, optimizer: Any) -> Path:
+    """Write `checkpoint-N` and remove all but the newest ones."""
+    path = run_dir / f"checkpoint-{position.step}"
+    with whole_dir(path) as partial:
+        save_adapter(adapted, partial)
+        _save_tensors(_optimizer_tensors(adapted, optimizer), partial / _OPTIMIZER)
+        tensors, values = _random_states()
+        _save_tensors(tensors, partial / _RANDOM)
+        state = {"position": asdict(position), "random": values}
+        (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+    for old in list_checkpoints(run_dir)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    complete = [path for path in found if (path / _STATE).is_file() and (path / ADAPTER_WEIGHTS).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def load_checkpoint(path: Path, *, adapted: Any, optimizer: Any) -> Position:
+    """Put adapter, optimizer and random states back as they were. Raises `CorruptFileError`."""
+    import safetensors
+    import safetensors.torch
+
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        position = Position(**state["position"])
+        load_adapter(adapted, path)
+        _restore_optimizer(adapted, optimizer, safetensors.torch.load_file(path / _OPTIMIZER))
+        _restore_random(safetensors.torch.load_file(path / _RANDOM), state["random"])
+    except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+        raise CorruptFileError(
+            f"The checkpoint {path} cannot be read: {error}.", hint="Remove it to go on from the one before."
+        ) from error
+    return position
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in run_dir.glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _trainable(adapted: Any) -> dict[str, Any]:
+    return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer_tensors(adapted: Any, optimizer: Any) -> dict[str, Any]:
+    return {
+        f"{name}:{key}": value
+        for name, parameter in _trainable(adapted).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore_optimizer(adapted: Any, optimizer: Any, tensors: Mapping[str, Any]) -> None:
+    parameters = _trainable(adapted)
+    for name, tensor in tensors.items():
+        owner, key = name.rsplit(":", 1)
+        parameter = parameters[owner]
+        # AdamW keeps its step count on the CPU.
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+
+
+def _random_states() -> tuple[dict[str, Any], dict[str, Any]]:
+    import numpy as np
+    import torch
+
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["mps"] = torch.mps.get_rng_state()
+    version, state, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state = [name, np.asarray(keys).tolist(), position, has_gauss, cached]
+    return tensors, {"python": [version, list(state), gauss], "numpy": numpy_state}
+
+
+def _restore_random(tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(tensors["torch"])
+    for name, state in tensors.items():
+        if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name[5:]))
+        elif name == "mps" and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state)
+    version, state, gauss = values["python"]
+    random.setstate((version, tuple(state), gauss))
+    name, keys, position, has_gauss, cached = values["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,66 @@
+"""Which device and number type a run computes in. Chooses by itself what the machine has; a flag overrides it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psutil
+
+from edgetune.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`wanted`, or for "auto" the best device here. Raises `UsageError` when `wanted` is not here."""
+    import torch
+
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, available in here.items() if available)
+    if not here[wanted]:
+        available = ", ".join(name for name, is_here in here.items() if is_here)
+        raise UsageError(f"This machine has no {wanted} device that torch can use.", hint=f"Available: {available}.")
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The base weights' type: `wanted`, or for "auto" bf16 where the device computes in it."""
+    import torch
+
+    if wanted == "auto":
+        return torch.bfloat16 if computes_bf16(device) else torch.float32
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies matrices in bf16 in hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use: the device's own at its highest, or the process's for the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that a run could still take."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,177 @@
+"""The training loop: the only one there is.
+
+It is our own and not `transformers.Trainer`, for three reasons. A run resumed after a kill must equal the
+uninterrupted one bit for bit, which takes knowing every state there is (here: adapter, moments, random states, one
+step number). Progress must leave as events, to any front end. And the loss of an accumulated batch must be the mean
+over all its learned tokens, however they are spread over the parts; no setting that nobody asked for may change that.
+
+Methods, losses and collators are values passed in or imported here; a variant is another value, never a second loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgetune.data import Tokenized
+from edgetune.errors import EdgetuneError
+from edgetune.events import Metrics, Progress, Sink
+from edgetune.training.batches import Batch, collate, epoch_batches
+from edgetune.training.checkpoint import Position
+from edgetune.training.device import memory_bytes
+from edgetune.training.loss import summed_loss
+from edgetune.training.schedule import learning_rate, warmup_steps
+from edgetune.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_EVAL_ROWS = 256
+"""Validation sequences measured each time; more tell little and cost as much as training."""
+
+
+def count_steps(sequences: int, settings: TrainSettings) -> tuple[int, int]:
+    """Optimizer steps in one epoch and in all."""
+    per_epoch = math.ceil(math.ceil(sequences / settings.batch_size) / settings.grad_accum)
+    return per_epoch, settings.steps or max(1, math.ceil(per_epoch * settings.epochs))
+
+
+@dataclass
+class Loop:
+    """One run's loop over its steps."""
+
+    adapted: Any
+    """The model with its adapter."""
+    optimizer: Any
+    train: Sequence[Tokenized]
+    valid: Sequence[Tokenized]
+    """Empty when nothing is to be evaluated."""
+    settings: TrainSettings
+    device: torch.device
+    sink: Sink
+    save: Callable[[Position], None]
+    """Called where a checkpoint is due."""
+    should_stop: Callable[[], bool]
+    """Asked after each step; when true, the loop saves and returns early."""
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
+        self.warmup = warmup_steps(self.settings.warmup, self.total)
+        self.save_every = self.settings.save_every or min(200, max(1, math.ceil(self.total / 10)))
+        self.parameters = [parameter for parameter in self.adapted.parameters() if parameter.requires_grad]
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def run(self) -> bool:
+        """Take every step that is left; whether the run is finished (and not stopped)."""
+        self.adapted.train()
+        if self.position.step == 0:
+            self.evaluate("valid_before")
+        while self.position.step < self.total:
+            self.take_step()
+            step = self.position.step
+            if step % self.steps_per_epoch == 0 or step == self.total:
+                self.evaluate("valid")
+            stopping = self.should_stop() and step < self.total
+            if step % self.save_every == 0 or stopping or step == self.total:
+                self.save(self.position)
+            if stopping:
+                return False
+        return True
+
+    def take_step(self) -> None:
+        """One optimizer step. Raises `EdgetuneError` when the loss or the gradient is no longer a number."""
+        started = time.perf_counter()
+        step = self.position.step
+        lr = learning_rate(
+            step, total=self.total, peak=self.settings.lr, warmup=self.warmup, schedule=self.settings.schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batches = [collate([self.train[index] for index in batch], self.device) for batch in self._step_batches(step)]
+        loss = self._backward(batches)
+        norm = self._clip()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise EdgetuneError(
+                f"The {'gradient' if math.isfinite(loss) else 'loss'} is no longer a number at step {step + 1}.",
+                hint=f"Lower the learning rate (--lr {self.settings.lr / 4:g}); the last checkpoint is kept.",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._report(batches, time.perf_counter() - started, {"loss": loss, "lr": lr, "grad_norm": norm})
+
+    def _step_batches(self, step: int) -> list[list[int]]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            lengths = [len(sequence.ids) for sequence in self.train]
+            batches = epoch_batches(lengths, batch_size=self.settings.batch_size, seed=self.settings.seed, epoch=epoch)
+            self._epoch = (epoch, batches)
+        return self._epoch[1][place * self.settings.grad_accum : (place + 1) * self.settings.grad_accum]
+
+    def _backward(self, batches: Sequence[Batch]) -> float:
+        """Accumulate gradients of the mean loss over all learned tokens of `batches`; returns that mean."""
+        learned = sum(batch.learned_tokens for batch in batches)
+        total = 0.0
+        for batch in batches:
+            with self._autocast():
+                loss = summed_loss(self.adapted, batch) / learned
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """With a bf16 base, the f32 adapter multiplies in bf16 as well."""
+        import torch
+
+        base_dtype = next(parameter.dtype for parameter in self.adapted.parameters() if not parameter.requires_grad)
+        if base_dtype != torch.bfloat16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _clip(self) -> float:
+        import torch
+
+        limit = self.settings.max_grad_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _report(self, batches: Sequence[Batch], seconds: float, values: dict[str, float]) -> None:
+        tokens, learned = sum(batch.tokens for batch in batches), sum(batch.learned_tokens for batch in batches)
+        position = self.position
+        position.step += 1
+        position.tokens += tokens
+        position.learned_tokens += learned
+        position.seconds += seconds
+        position.losses["train"] = values["loss"]
+        measured = {
+            **values,
+            "epoch": position.step / self.steps_per_epoch,
+            "tokens": float(position.tokens),
+            "tokens_per_second": tokens / seconds,
+            "memory_bytes": float(memory_bytes(self.device)),
+        }
+        self.sink(Metrics(position.step, measured))
+        self.sink(Progress("train", position.step, self.total, "steps"))
+
+    def evaluate(self, name: str) -> None:
+        """Measure the mean loss over the validation rows' learned tokens and note it as `name`."""
+        import torch
+
+        rows = sorted(self.valid[:MOST_EVAL_ROWS], key=lambda sequence: len(sequence.ids))
+        if not rows:
+            return
+        self.adapted.eval()
+        total, learned = 0.0, 0
+        size = self.settings.batch_size
+        with torch.no_grad(), self._autocast():
+            for at in range(0, len(rows), size):
+                batch = collate(rows[at : at + size], self.device)
+                total += float(summed_loss(self.adapted, batch))
+                learned += batch.learned_tokens
+                self.sink(Progress("evaluate", min(at + size, len(rows)), len(rows), "rows"))
+        self.adapted.train()
+        self.position.losses[name] = total / learned
+        self.sink(Metrics(self.position.step, {"loss": total / learned}, split="valid"))

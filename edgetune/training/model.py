@@ -1,0 +1,234 @@
+"""The base model in torch and the adapter on it: loading, attaching, and the PEFT directory that results.
+
+The base is frozen, in bf16 or f32; the adapter is f32. Reads safetensors only and runs no code from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
+from edgetune.events import Notice, Sink, ignore
+from edgetune.fingerprint import read_safetensors_header, safetensors_files
+from edgetune.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""What a run copies from its base, so that other tools find tokenizer and template with the adapter."""
+
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+
+def check_base(model_dir: Path) -> dict[str, Any]:
+    """The base's config.json, after everything that can be said of a base without loading torch.
+
+    Raises `UsageError` where there is no model, `CorruptFileError` for a broken one, `UnsupportedError` for weights
+    that are not safetensors.
+    """
+    path = model_dir / "config.json"
+    if not path.is_file():
+        raise UsageError(
+            f"{model_dir} has no config.json, so it is no Hugging Face model.", hint="Give a model directory with -m."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON: {error}.", hint="Download the model again.") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise CorruptFileError(f"{path} names no model_type.", hint="Download the model again.")
+    for weights_path in safetensors_files(model_dir):
+        read_safetensors_header(weights_path)
+    return config
+
+
+def read_config(model_dir: Path) -> Any:
+    """The base's transformers config. Raises `UnsupportedError` unless it is a decoder that transformers knows."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    raw = check_base(model_dir)
+    architecture = str((raw.get("architectures") or [""])[0])
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+        known = raw["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        if known:
+            raise CorruptFileError(f"{model_dir}/config.json cannot be read: {reason}.") from error
+        raise UnsupportedError(
+            f"{model_dir} is a {architecture or raw['model_type']}, which transformers does not know by itself.",
+            hint="edgetune runs no code that comes with a model; use a model of a known architecture.",
+        ) from error
+    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (architecture and architecture not in decoders):
+        raise UnsupportedError(
+            f"{model_dir} is a {architecture or raw['model_type']}, not a decoder that writes text.",
+            hint="Give a causal language model, e.g. LlamaForCausalLM or Qwen2ForCausalLM.",
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{model_dir} is an encoder-decoder ({architecture}), not a decoder alone.")
+    return config
+
+
+def context_length(config: Any) -> int:
+    """How many tokens the model was made for; 0 when its config does not say."""
+    text_config = config.get_text_config()
+    return next((int(value) for name in _CONTEXT_NAMES if (value := getattr(text_config, name, None))), 0)
+
+
+def load_base(model_dir: Path, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base model, frozen. Raises `CorruptFileError` when weights are missing or do not fit the config."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                model_dir,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        if "out of memory" in str(error) or "allocate" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CorruptFileError(f"{model_dir} cannot be loaded: {reason}.", hint="Download the model again.") from error
+    if missing := sorted(found["missing_keys"]):
+        raise CorruptFileError(
+            f"{model_dir} lacks {len(missing)} of the weights its config asks for, e.g. {missing[0]}.",
+            hint="Download the model again.",
+        )
+    model.requires_grad_(False)
+    return model.to(device)
+
+
+def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: Sink = ignore) -> Any:
+    """`model` with a fresh LoRA adapter in f32. Raises `UsageError` when the target modules are not in the model."""
+    import peft
+    import torch
+
+    torch.manual_seed(settings.seed)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_targets(settings.target_modules),
+        use_rslora=settings.rslora,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=dict(settings.alpha_pattern),
+        modules_to_save=list(settings.modules_to_save) or None,
+    )
+    try:
+        with warnings.catch_warnings():
+            # PEFT's warnings on tied heads and transposed layers; `_tell` says what matters of them.
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_target(module)})
+        reason = " ".join(str(error).split())[:160].rstrip(".")
+        raise UsageError(
+            f"The adapter does not fit the model: {reason}.", hint=f"Modules that can be adapted: {', '.join(names)}."
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    _tell(adapted, settings, sink)
+    return adapted
+
+
+def _targets(names: tuple[str, ...]) -> str | list[str]:
+    """As PEFT takes them: "all-linear", a regular expression, or a list of names."""
+    if len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0]):
+        return names[0]
+    return list(names)
+
+
+def _is_target(module: Any) -> bool:
+    return type(module).__name__ in ("Linear", "Conv1D", "Embedding")
+
+
+def _tell(adapted: Any, settings: TrainSettings, sink: Sink) -> None:
+    touched = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    base = adapted.get_base_model()
+    embedded = [module for module in (base.get_input_embeddings(), base.get_output_embeddings()) if module is not None]
+    on_embeddings = any(parameter.requires_grad for module in embedded for parameter in module.parameters())
+    tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+    if settings.modules_to_save:
+        sink(Notice("modules_to_save are trained in full: convert this run with --merge.", "warning"))
+    elif on_embeddings and tied:
+        sink(Notice("The adapter touches a head tied to the embeddings: convert this run with --merge.", "warning"))
+    if not touched:
+        raise UsageError("The adapter has nothing to train.", hint="Choose other --target-modules.")
+
+
+def save_adapter(adapted: Any, directory: Path) -> None:
+    """Write the adapter as PEFT does: adapter_config.json and adapter_model.safetensors."""
+    import safetensors.torch
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(adapted).items()}
+    safetensors.torch.save_file(state, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = adapted.peft_config["default"].to_dict()
+    config["inference_mode"] = True
+    # Sets come in an order that changes from process to process.
+    ordered = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    text = json.dumps(ordered, indent=2, sort_keys=True, default=str)
+    (directory / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def adapter_state(adapted: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by the names PEFT saves them under; the base's own embeddings are left out."""
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+
+
+def load_adapter(adapted: Any, directory: Path) -> None:
+    """Put the adapter saved in `directory` into `adapted`. Raises `CorruptFileError` when it is another adapter's."""
+    import peft
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(directory / ADAPTER_WEIGHTS)
+    if set(state) != set(adapter_state(adapted)):
+        raise CorruptFileError(f"{directory / ADAPTER_WEIGHTS} does not hold this adapter's tensors.")
+    peft.set_peft_model_state_dict(adapted, state)
+
+
+def copy_tokenizer(model_dir: Path, run_dir: Path, *, chat_template: str | None = None) -> None:
+    """Copy the base's tokenizer files into `run_dir`; `chat_template` takes the place of its template."""
+    for name in TOKENIZER_FILES:
+        if (model_dir / name).is_file():
+            shutil.copyfile(model_dir / name, run_dir / name)
+    if chat_template is not None:
+        (run_dir / "chat_template.jinja").write_text(chat_template, encoding="utf-8")

@@ -1,0 +1,185 @@
+"""From settings to everything a run needs before torch: the base checked, the data read, masked and counted.
+
+Cheap checks come first, so that a wrong flag, path or row is told at once. `--dry-run` ends after `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune.artifacts import RUN_RECORD
+from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, load_tokenizer, read_dataset, tokenize
+from edgetune.errors import UsageError
+from edgetune.events import Notice, Sink, ignore
+from edgetune.fingerprint import read_chat_template
+from edgetune.library import find_model
+from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes
+from edgetune.training.loop import count_steps
+from edgetune.training.model import add_adapter, check_base, context_length, read_config
+from edgetune.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's inputs, read and checked."""
+
+    model_dir: Path
+    config: Any
+    """The base's transformers config."""
+    tokenizer: TextTokenizer
+    chat_template: str | None
+    """Jinja source given by the user in place of the model's own; None otherwise."""
+    dataset: Dataset
+    splits: Mapping[str, Split]
+    max_length: int
+
+    @property
+    def train(self) -> Sequence[Tokenized]:
+        """Sequences to train on."""
+        return self.splits["train"].sequences
+
+    @property
+    def valid(self) -> Sequence[Tokenized]:
+        """Sequences to evaluate on; empty when there are none."""
+        return self.splits["valid"].sequences if "valid" in self.splits else ()
+
+    def data_record(self) -> dict[str, Any]:
+        """What the run record says of the data."""
+        return {
+            "paths": [str(path.resolve()) for paths in self.dataset.files.values() for path in paths],
+            "format": ", ".join(self.dataset.formats),
+            "sha256": self.dataset.sha256,
+            "max_length": self.max_length,
+            "skipped_rows": len(self.dataset.skipped.problems),
+            "splits": {name: split.summary() for name, split in self.splits.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, for `--dry-run`."""
+
+    steps: int
+    steps_per_epoch: int
+    trainable_parameters: int
+    all_parameters: int
+    device: str
+    dtype: str
+    memory_bytes: int
+    """A guess of the memory that training takes, weights included."""
+    free_memory_bytes: int
+
+
+def prepare(settings: TrainSettings, *, sink: Sink = ignore) -> Prepared:
+    """Check the base and read the data. Raises `UsageError`, `DataError`, `CorruptFileError`, `UnsupportedError`."""
+    settings.check()
+    model_dir = find_base(settings.model)
+    template = _read_template(settings.chat_template)
+    if not settings.data:
+        raise UsageError("No data to train on.", hint="Give a file or a directory with -d.")
+    dataset = read_dataset(
+        [Path(path).expanduser() for path in settings.data],
+        has_template=template is not None or read_chat_template(model_dir) is not None,
+        task=settings.task,
+        skip_bad_rows=settings.skip_bad_rows,
+        splits=("train", "valid") if settings.eval else ("train",),
+        sink=sink,
+    )
+    config = read_config(model_dir)
+    max_length = _max_length(settings.max_length, context_length(config), sink)
+    tokenizer = load_tokenizer(model_dir, chat_template=template)
+    splits = tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
+    _check_vocabulary(splits, config.get_text_config().vocab_size, model_dir)
+    return Prepared(model_dir, config, tokenizer, template, dataset, splits, max_length)
+
+
+def find_base(name_or_path: str) -> Path:
+    """The Hugging Face directory of base `name_or_path`. Raises `UsageError` when it is something else."""
+    if not name_or_path:
+        raise UsageError(
+            "No base model.", hint="Give a Hugging Face directory or a library name with -m, e.g. -m pocket."
+        )
+    path = find_model(name_or_path)
+    if path.is_file():
+        raise UsageError(f"{path} is a file; training needs the Hugging Face directory it was made from.")
+    if (path / RUN_RECORD).is_file() and not (path / "config.json").is_file():
+        raise UsageError(f"{path} is a run, not a base model.", hint="To go on with it: edgetune train --resume RUN.")
+    check_base(path)
+    return path
+
+
+def plan(settings: TrainSettings, prepared: Prepared) -> Plan:
+    """What training would take. Builds the model without its weights."""
+    import torch
+    import transformers
+
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(prepared.config, dtype=dtype, trust_remote_code=False)
+        model.requires_grad_(False)
+        adapted = add_adapter(model, settings, prepared.model_dir)
+    trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
+    per_epoch, total = count_steps(len(prepared.train), settings)
+    return Plan(
+        steps=total,
+        steps_per_epoch=per_epoch,
+        trainable_parameters=trainable,
+        all_parameters=trainable + frozen,
+        device=device.type,
+        dtype="bf16" if dtype == torch.bfloat16 else "f32",
+        memory_bytes=_memory_guess(settings, prepared, frozen=frozen, trainable=trainable, dtype=dtype),
+        free_memory_bytes=free_memory_bytes(device),
+    )
+
+
+def _memory_guess(
+    settings: TrainSettings, prepared: Prepared, *, frozen: int, trainable: int, dtype: torch.dtype
+) -> int:
+    """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
+    config = prepared.config.get_text_config()
+    longest = max(len(sequence.ids) for sequence in prepared.train)
+    learned = max(int(sequence.learned.sum()) for sequence in prepared.train)
+    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    # Kept for the backward pass of a layer: about ten hidden-sized and four feed-forward-sized tensors.
+    kept = layers * (10 * hidden + 4 * inner) * dtype.itemsize
+    if settings.grad_checkpointing:
+        kept = (layers * hidden + 10 * hidden + 4 * inner) * dtype.itemsize
+    activations = settings.batch_size * (longest * kept + learned * config.vocab_size * 12)
+    return int(frozen * dtype.itemsize + trainable * 16 + activations)
+
+
+def _read_template(path: str) -> str | None:
+    if not path:
+        return None
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The chat template {path} cannot be read: {error}.") from error
+
+
+def _max_length(wanted: int, context: int, sink: Sink) -> int:
+    if not wanted:
+        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    if context and wanted > context:
+        sink(Notice(f"--max-length {wanted} is more than the model's context of {context} tokens.", "warning"))
+    return wanted
+
+
+def _check_vocabulary(splits: Mapping[str, Split], vocab_size: int, model_dir: Path) -> None:
+    highest = max(int(sequence.ids.max()) for split in splits.values() for sequence in split.sequences)
+    if highest >= vocab_size:
+        raise UsageError(
+            f"The tokenizer in {model_dir} makes token {highest}, the model has only {vocab_size}.",
+            hint="Tokenizer and model do not belong together.",
+        )

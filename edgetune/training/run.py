@@ -1,0 +1,288 @@
+"""One training run, from settings to a PEFT directory with its record: prepare, load, loop, save.
+
+The run directory holds the record from the start (unfinished), `metrics.jsonl` and the newest checkpoints while it
+works, and at the end the adapter, tokenizer files and `loss.svg`. `resume` continues it after Ctrl-C or a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from edgetune import __version__
+from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
+from edgetune.events import Event, Metrics, Notice, Sink, ignore
+from edgetune.fingerprint import fingerprint_checkpoint, text_sha256
+from edgetune.paths import whole_dir, whole_file, write_json
+from edgetune.training.checkpoint import (
+    Position,
+    list_checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from edgetune.training.curve import loss_svg
+from edgetune.training.device import choose_device, choose_dtype
+from edgetune.training.loop import Loop
+from edgetune.training.model import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    add_adapter,
+    copy_tokenizer,
+    load_base,
+    save_adapter,
+)
+from edgetune.training.prepare import Prepared, prepare
+from edgetune.training.settings import TrainSettings
+
+METRICS = "metrics.jsonl"
+CURVE = "loss.svg"
+
+
+def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
+    """Train an adapter and return the finished run.
+
+    Raises `InterruptedRun` when stopped (the checkpoint is saved), `ResourceError` when memory does not suffice, and
+    what `prepare` raises.
+    """
+    run_dir = Path(settings.out).expanduser() if settings.out else None
+    if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        hint = f"To go on with it: edgetune train --resume {run_dir}" if (run_dir / RUN_RECORD).is_file() else ""
+        raise UsageError(f"{run_dir} is there already.", hint=hint or "Choose another directory with -o.")
+    prepared = prepare(settings, sink=sink)
+    run_dir = run_dir or default_run_dir(prepared)
+    run = _new_run(run_dir, settings, prepared, sink)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / RUN_RECORD, run.record())
+    return _run(run, settings, prepared, sink)
+
+
+def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink = ignore) -> Run:
+    """Go on with an unfinished run from its last checkpoint and return it finished.
+
+    `settings` are what the caller thinks the run's settings are; `UsageError` names where they, or the data, are not
+    what they were, `MismatchError` where the base is not.
+    """
+    old = Run.load(run_dir)
+    if old.finished:
+        raise UsageError(f"{run_dir} is finished.", hint=f"edgetune convert {run_dir}")
+    known = replace(TrainSettings.from_record(old.settings), out=str(run_dir))
+    if settings is not None and (changed := settings.differences(known)):
+        raise UsageError(
+            f"The settings are not those the run was started with: {'; '.join(changed)}.",
+            hint=f"Resume without them (edgetune train --resume {run_dir}), or start a new run.",
+        )
+    prepared = prepare(known, sink=sink)
+    if prepared.dataset.sha256 != old.data["sha256"]:
+        raise UsageError(
+            f"The data of {run_dir} changed since it was started.", hint="Restore them, or start a new run."
+        )
+    run = replace(_new_run(run_dir, known, prepared, sink), created=old.created)
+    if differing := old.fingerprint.differences(run.fingerprint):
+        raise MismatchError(
+            f"The base model {run.base_path} changed since {run_dir} was started: {', '.join(differing)} differ.",
+            hint="Restore it, or start a new run.",
+        )
+    remove_leftovers(run_dir)
+    return _run(run, known, prepared, sink)
+
+
+def default_run_dir(prepared: Prepared) -> Path:
+    """`runs/<base>-<data>-<time>` in the current directory."""
+    first = next(iter(prepared.dataset.files["train"]))
+    stem = first.parent.resolve().name if first.stem.startswith("train") else first.stem
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{prepared.model_dir.resolve().name}-{stem}-{now}"
+
+
+def newest_unfinished_run(runs_dir: Path = Path("runs")) -> Path:
+    """The run that `--resume` without a name means. Raises `UsageError` when there is none."""
+    records = sorted(runs_dir.glob(f"*/{RUN_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for record in records:
+        if not Run.load(record.parent).finished:
+            return record.parent
+    raise UsageError(f"There is no unfinished run in {runs_dir}/.", hint="Name it: --resume RUN.")
+
+
+def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: Sink) -> Run:
+    fingerprint = fingerprint_checkpoint(prepared.model_dir, sink=sink)
+    if prepared.chat_template is not None:
+        fingerprint = replace(fingerprint, template=text_sha256(prepared.chat_template))
+    names = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+    return Run(
+        path=run_dir,
+        base_path=prepared.model_dir.resolve(),
+        base_name=prepared.model_dir.resolve().name,
+        fingerprint=fingerprint,
+        task=prepared.dataset.task,
+        method=settings.method,
+        settings={**settings.record(), "out": str(run_dir)},
+        data=prepared.data_record(),
+        versions={"edgetune": __version__, "python": platform.python_version(), **{n: version(n) for n in names}},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> Run:
+    import torch
+
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    try:
+        model = load_base(prepared.model_dir, prepared.config, dtype=dtype, device=device)
+        if settings.grad_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapted = add_adapter(model, settings, prepared.model_dir, sink=sink)
+        parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        position = _restore(run.path, adapted, optimizer, sink)
+        with _interruptions() as stopped, _MetricsLog(run.path, position.step, sink) as log:
+            loop = Loop(
+                adapted=adapted,
+                optimizer=optimizer,
+                train=prepared.train,
+                valid=prepared.valid,
+                settings=settings,
+                device=device,
+                sink=log,
+                save=lambda at: _save(run.path, at, adapted, optimizer),
+                should_stop=stopped.is_set,
+                position=position,
+            )
+            finished = loop.run()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(settings, prepared) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise _out_of_memory(settings, prepared) from error
+        raise
+    if not finished:
+        raise InterruptedRun(
+            f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
+            hint=f"To go on: edgetune train --resume {run.path}",
+        )
+    return _finish(run, position, adapted, prepared)
+
+
+def _restore(run_dir: Path, adapted: Any, optimizer: Any, sink: Sink) -> Position:
+    checkpoints = list_checkpoints(run_dir)
+    if not checkpoints:
+        return Position()
+    position = load_checkpoint(checkpoints[-1], adapted=adapted, optimizer=optimizer)
+    sink(Notice(f"Going on from step {position.step}."))
+    return position
+
+
+def _save(run_dir: Path, position: Position, adapted: Any, optimizer: Any) -> None:
+    save_checkpoint(run_dir, position, adapted=adapted, optimizer=optimizer)
+
+
+def _finish(run: Run, position: Position, adapted: Any, prepared: Prepared) -> Run:
+    copy_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
+    with whole_dir(run.path / ".adapter") as partial:
+        save_adapter(adapted, partial)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        (run.path / ".adapter" / name).replace(run.path / name)
+    (run.path / ".adapter").rmdir()
+    _write_curve(run)
+    done = replace(run, metrics=_summary(position), finished=True)
+    write_json(run.path / RUN_RECORD, done.record())
+    return done
+
+
+def _summary(position: Position) -> dict[str, Any]:
+    values = asdict(position)
+    losses = {f"{name}_loss": loss for name, loss in values.pop("losses").items()}
+    speed = position.tokens / position.seconds if position.seconds else 0.0
+    return {**values, **losses, "tokens_per_second": speed}
+
+
+def _write_curve(run: Run) -> None:
+    entries = [json.loads(line) for line in (run.path / METRICS).read_text(encoding="utf-8").splitlines()]
+    points = {
+        split: [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
+        for split in ("train", "valid")
+    }
+    title = f"{run.base_name} on {run.data['format']}"
+    with whole_file(run.path / CURVE) as partial:
+        partial.write_text(loss_svg(points["train"], points["valid"], title=title), encoding="utf-8")
+
+
+class _MetricsLog:
+    """A sink that writes metrics to `metrics.jsonl` and hands everything on. Lines past `step` are dropped first."""
+
+    def __init__(self, run_dir: Path, step: int, sink: Sink) -> None:
+        self.path, self.step, self.sink = run_dir / METRICS, step, sink
+
+    def __enter__(self) -> _MetricsLog:
+        kept = [line for line in self._lines() if _is_up_to(line, self.step)]
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        for line in kept:
+            values = json.loads(line)
+            step, split = values.pop("step"), values.pop("split")
+            self.sink(Metrics(step, values, split=split, extra={"replayed": "yes"}))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Metrics):
+            self.file.write(json.dumps({"step": event.step, "split": event.split, **event.values}) + "\n")
+        self.sink(event)
+
+    def _lines(self) -> list[str]:
+        if not self.step or not self.path.is_file():
+            return []
+        return self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether `line` is a whole entry of a step no later than `step`; a kill may cut the last one."""
+    try:
+        values: Mapping[str, Any] = json.loads(line)
+    except ValueError:
+        return False
+    return bool(values["step"] <= step)
+
+
+@contextmanager
+def _interruptions() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once. Only the main thread can listen."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _out_of_memory(settings: TrainSettings, prepared: Prepared) -> ResourceError:
+    longest = max(len(sequence.ids) for sequence in prepared.train)
+    return ResourceError(
+        f"Out of memory with {settings.batch_size} sequences of up to {longest} tokens.",
+        hint="Try --batch-size 1 --grad-accum 4, --grad-checkpointing, or a smaller --max-length.",
+    )

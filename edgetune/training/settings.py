@@ -1,0 +1,188 @@
+"""Everything a training run is told, in one frozen value; the docstrings under the fields are the command line's help.
+
+Also reads recipes (TOML files with the same names). Standard library alone: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from edgetune.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `train` is told. Paths as given; everything else ends up in the run record."""
+
+    model: str = ""
+    """Base model: a Hugging Face directory, or a name in the library."""
+    data: tuple[str, ...] = ()
+    """Data: a file, several files, or a directory with train/valid/test files."""
+    out: str = ""
+    """Run directory to write; default: runs/BASE-DATA-TIME."""
+    task: Literal["auto", "chat", "completion"] = "auto"
+    """How rows are put to the model: through its chat template, or as bare text."""
+    method: Literal["lora"] = "lora"
+    """How the model is adapted."""
+    epochs: float = 3.0
+    """Passes over the training data; ignored when --steps is given."""
+    steps: int = 0
+    """Optimizer steps; 0: as many as --epochs takes."""
+    batch_size: int = 4
+    """Sequences in one forward pass."""
+    grad_accum: int = 1
+    """Forward passes in one optimizer step."""
+    max_length: int = 0
+    """Longest sequence in tokens, the rest is cut; 0: 2048, or the model's context when that is shorter."""
+    lr: float = 2e-4
+    """Learning rate at its highest."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warmup."""
+    warmup: float = 0.03
+    """Share of the steps (below 1) or number of steps (1 and above) in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: not at all."""
+    rank: int = 16
+    """LoRA rank r."""
+    alpha: float = 32.0
+    """LoRA alpha; updates are scaled by alpha / rank."""
+    dropout: float = 0.0
+    """LoRA dropout."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules to adapt: all-linear, names such as q_proj v_proj embed_tokens lm_head, or one regular expression."""
+    rslora: bool = False
+    """Scale updates by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks for modules whose name matches: PATTERN=RANK."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Other alphas for modules whose name matches: PATTERN=ALPHA."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained in full beside the adapter; converting then needs --merge."""
+    grad_checkpointing: bool = False
+    """Recompute activations instead of keeping them: less memory, a third slower."""
+    chat_template: str = ""
+    """A Jinja file to use as the chat template, for a model that has none; kept with the adapter."""
+    seed: int = 0
+    """Seed of the data order, the adapter's start and dropout."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: cuda, else mps, else cpu."""
+    dtype: Literal["auto", "bf16", "f32"] = "auto"
+    """Type of the frozen base weights; auto: bf16 where the chip computes in it, else f32. Adapters are always f32."""
+    eval: bool = True
+    """Measure the loss on the validation rows before, after each epoch, and at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are not in the data's format, and count them."""
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value out of its range."""
+        for name in ("batch_size", "grad_accum", "rank"):
+            self._demand(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("steps", "max_length", "save_every", "weight_decay", "max_grad_norm", "warmup", "seed"):
+            self._demand(getattr(self, name) >= 0, name, "0 or more")
+        self._demand(self.epochs > 0, "epochs", "more than 0")
+        self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
+        self._demand(self.alpha > 0, "alpha", "more than 0")
+        self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
+        self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
+        self._demand(bool(self.target_modules), "target_modules", "at least one name")
+        for name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            self._demand(all(value > 0 for value in patterns.values()), name, "more than 0 everywhere")
+
+    def _demand(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise UsageError(f"{flag_name(name)} is {getattr(self, name)!r}, expected {expected}.")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """From `record()`'s values; names that are not settings are ignored."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: _typed(name, value) for name, value in values.items() if name in known})
+
+    def differences(self, other: TrainSettings) -> list[str]:
+        """Which settings differ, as "--lr 0.0001, was 0.0002"; where the run is written does not count."""
+        mine, theirs = self.record(), other.record()
+        return [
+            f"{flag_name(name)} {mine[name]}, was {theirs[name]}"
+            for name in mine
+            if name != "out" and mine[name] != theirs[name]
+        ]
+
+
+def flag_name(name: str) -> str:
+    """A setting's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def merge_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainSettings:
+    """Defaults, then `recipe`, then `flags`; checked. Raises `UsageError`."""
+    settings = replace(TrainSettings(), **{name: _typed(name, value) for name, value in {**recipe, **flags}.items()})
+    settings.check()
+    return settings
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file; paths in it are relative to the file. Raises `UsageError` for a wrong one."""
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        values = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The recipe {path} cannot be read: {error}.") from error
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    known = {item.name for item in fields(TrainSettings)}
+    for name, value in values.items():
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise UsageError(f"The recipe {path} has an unknown setting {name!r}.", hint=hint)
+        values[name] = _relative(name, _typed(name, value, where=f" in {path}"), path.parent)
+    return values
+
+
+def _relative(name: str, value: Any, directory: Path) -> Any:
+    """Paths of a recipe, seen from the recipe; a model's name stays a name."""
+    if name in ("chat_template", "out") and value:
+        return str(directory / value)
+    if name == "data":
+        return tuple(str(directory / item) for item in value)
+    if name == "model" and (directory / value).exists() and ("/" in value or value.startswith(".")):
+        return str(directory / value)
+    return value
+
+
+def _typed(name: str, value: Any, *, where: str = "") -> Any:
+    """`value` as the field wants it: lists become tuples, whole numbers pass as floats. Else raises `UsageError`."""
+    wanted = get_type_hints(TrainSettings)[name]
+    text = str(wanted)
+    if "tuple" in text:
+        items = (value,) if isinstance(value, str) else value
+        if isinstance(items, Sequence) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+    elif "Mapping" in text:
+        number = int if "int" in text else (int, float)
+        if isinstance(value, Mapping) and all(isinstance(item, number) for item in value.values()):
+            return dict(value)
+    elif "Literal" in text:
+        choices = re.findall(r"'([^']+)'", text)
+        if value in choices:
+            return value
+        raise UsageError(f"{name} is {value!r}{where}, expected one of {', '.join(choices)}.")
+    elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    raise UsageError(f"{name} is {value!r}{where}, expected {getattr(wanted, '__name__', text)}.")
