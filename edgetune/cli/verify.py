@@ -1,0 +1,136 @@
+"""`edgetune verify`: the parity gate by itself, as a table for people or JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune import library
+from edgetune.artifacts import ParityCheck, ParityReport
+from edgetune.cli.progress import show_progress
+from edgetune.errors import ParityError
+from edgetune.parity import verify
+
+_WHAT = {
+    "tokenizer": "token ids",
+    "template": "chat template",
+    "adapter_template": "adapter's chat template",
+    "stop": "BOS, EOS, stop tokens",
+    "structure": "structure",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("base_dir", metavar="BASE_DIR")
+@click.argument("gguf", type=click.Path(path_type=Path))
+@click.option("--adapter", "adapter_dir", type=click.Path(path_type=Path), help="PEFT adapter or run directory.")
+@click.option("--lora", "lora_path", type=click.Path(path_type=Path), help="The adapter's GGUF file.")
+@click.option("--merged", is_flag=True, help="GGUF holds base and adapter merged; give --adapter, not --lora.")
+@click.option("--data", "data_path", type=click.Path(path_type=Path), help="Predict held-out rows of this dataset.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    base_dir: str,
+    gguf: Path,
+    adapter_dir: Path | None,
+    lora_path: Path | None,
+    merged: bool,
+    data_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Prove that GGUF computes what the Hugging Face model in BASE_DIR does; exit code 4 if it does not."""
+    with show_progress() as sink:
+        report = verify(
+            library.find_model(base_dir),
+            gguf,
+            adapter_dir=adapter_dir,
+            lora_path=lora_path,
+            merged=merged,
+            data_path=data_path,
+            sink=sink,
+        )
+    if as_json:
+        click.echo(json.dumps(report_values(report), indent=2, ensure_ascii=False))
+    else:
+        print_report(report)
+    require_passed(report)
+
+
+def require_passed(report: ParityReport) -> None:
+    """Raise `ParityError` with what differs first, unless `report` passed."""
+    if report.passed:
+        return
+    failed = next((check for check in report.checks if not check.passed), None)
+    logits = report.logits
+    if failed is not None:
+        difference = f"{_WHAT.get(failed.name, failed.name)} differ: {failed.first_difference}"
+    else:
+        assert logits is not None
+        measured = getattr(logits, logits.bounded)
+        kind = "mean" if logits.bounded == "mean_kl" else "largest"
+        difference = (
+            f"next-token distributions differ: {kind} KL {measured:.3g}, expected of this file type is at most "
+            f"{logits.bound:.3g}; {logits.top1:.1%} of the most likely tokens agree"
+        )
+    name = report.lora_path or report.gguf_path
+    raise ParityError(
+        f"{name} is not what was trained: {difference}.",
+        hint="Do not use this file. Convert again; if it stays so, please report the model's architecture.",
+    )
+
+
+def report_values(report: ParityReport) -> dict[str, Any]:
+    """The report in the shape that scripts rely on."""
+    logits = report.logits
+    values: dict[str, Any] = {"passed": report.passed, "gguf": str(report.gguf_path)}
+    values["lora"] = str(report.lora_path) if report.lora_path else None
+    for check in report.checks:
+        values[check.name] = _check_values(check)
+    values["logits"] = logits and {
+        "passed": logits.passed,
+        "positions": logits.positions,
+        "mean_kl": logits.mean_kl,
+        "max_kl": logits.max_kl,
+        "top1": logits.top1,
+        "bound": logits.bound,
+        "bounded": logits.bounded,
+    }
+    values["not_checked"] = list(report.not_checked)
+    return values
+
+
+def print_report(report: ParityReport) -> None:
+    """The report as a table on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "checked", "result", ""):
+        table.add_column(title, overflow="fold")
+    for check in report.checks:
+        mark = "[dim]–[/]" if check.skipped else _mark(check.passed)
+        counted = "" if check.skipped else f"{check.equal} of {check.checked} equal"
+        table.add_row(mark, _WHAT.get(check.name, check.name), counted, escape(check.skipped or check.first_difference))
+    if logits := report.logits:
+        bound = f"{'mean' if logits.bounded == 'mean_kl' else 'max'} KL ≤ {logits.bound:.2g}"
+        result = f"mean KL {logits.mean_kl:.2g}, max {logits.max_kl:.2g}, top-1 {logits.top1:.1%}"
+        table.add_row(_mark(logits.passed), f"next tokens at {logits.positions} positions", result, f"bound: {bound}")
+    for missing in report.not_checked:
+        table.add_row("[yellow]![/]", "not checked", "", escape(missing))
+    Console().print(table)
+
+
+def _check_values(check: ParityCheck) -> dict[str, Any]:
+    values: dict[str, Any] = {"passed": check.passed, "checked": check.checked, "equal": check.equal}
+    if check.first_difference:
+        values["first_difference"] = check.first_difference
+    if check.skipped:
+        values["skipped"] = check.skipped
+    return values
+
+
+def _mark(passed: bool) -> str:
+    return "[green]✔[/]" if passed else "[red]✘[/]"
