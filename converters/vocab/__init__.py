@@ -6,6 +6,7 @@ from pathlib import Path
 
 from converters.errors import UnsupportedModel
 from converters.vocab.bpe import is_byte_level, read_bpe
+from converters.vocab.engine_keys import engine_keys
 from converters.vocab.files import TokenizerFiles
 from converters.vocab.special import read_special
 from converters.writer import Value
@@ -18,4 +19,5 @@ def read_vocabulary(model_dir: Path, vocab_size: int) -> dict[str, Value]:
         raise UnsupportedModel("only byte-level BPE so far")
     keys = read_bpe(files, vocab_size)
     tokens = {text: number for number, text in enumerate(keys["tokenizer.ggml.tokens"])}  # type: ignore[arg-type]
-    return {**keys, **read_special(files, tokens, vocab_size)}
+    keys |= read_special(files, tokens, vocab_size)
+    return {**keys, **engine_keys(files, keys)}

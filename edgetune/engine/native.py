@@ -29,9 +29,10 @@ _errors: deque[str] = deque(maxlen=8)
 _state: dict[str, Any] = {"verbose": False, "level": 0, "callback": None}
 
 
-def start(*, verbose: bool = False) -> None:
-    """Initialise llama.cpp's backends on the first call; `verbose` sends its log to stderr from now on."""
-    _state["verbose"] = verbose
+def start(*, verbose: bool | None = None) -> None:
+    """Initialise llama.cpp's backends on the first call; `verbose` says whether its log goes to stderr from now on."""
+    if verbose is not None:
+        _state["verbose"] = verbose
     if _state["callback"] is None:
         _state["callback"] = lib.llama_log_callback(_on_log)
         lib.llama_log_set(_state["callback"], ctypes.c_void_p(0))

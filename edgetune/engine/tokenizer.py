@@ -8,10 +8,12 @@ honoured, so that the ids equal Hugging Face's; other files are tokenized as lla
 from __future__ import annotations
 
 import ctypes
+import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edgetune.engine import native
 from edgetune.engine.native import lib
@@ -25,7 +27,12 @@ RSTRIP_KEY = "edgetune.tokenizer.rstrip_tokens"
 """GGUF metadata: ids of control tokens that swallow the white space after them."""
 LSTRIP_KEY = "edgetune.tokenizer.lstrip_tokens"
 """GGUF metadata: ids of control tokens that swallow the white space before them."""
+NORMALIZER_KEY = "edgetune.tokenizer.normalizer"
+"""GGUF metadata: the Unicode normal form ("NFC", …) a text is brought into first, which llama.cpp does not do."""
+SPECIAL_TOKENS_KEY = "edgetune.tokenizer.special_tokens"
+"""GGUF metadata: the special tokens a template may name, as JSON, where the ids in the file would say otherwise."""
 
+_NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 _SPECIAL_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -59,7 +66,7 @@ class GgufTokenizer:
         """Load the vocabulary alone of the GGUF model at `path`."""
         header = load_header(path)
         check_is_model(header)
-        native.start()
+        native.start(verbose=False)
         native.forget_errors()
         parameters = lib.llama_model_default_params()
         parameters.vocab_only = True
@@ -147,12 +154,19 @@ class GgufTokenizer:
 
     def build_template(self, source: str) -> ChatTemplate:
         """A chat template over this vocabulary from its Jinja `source`."""
+        if recorded := self._metadata.get(SPECIAL_TOKENS_KEY):
+            return ChatTemplate(source, json.loads(str(recorded)), self.control_tokens)
         special = {
             name: self._text(token)
             for name, key in _SPECIAL_KEYS.items()
             if isinstance(token := self._metadata.get(key), int) and 0 <= token < self.n_vocab
         }
         return ChatTemplate(source, special, self.control_tokens)
+
+    @cached_property
+    def _normal_form(self) -> _NormalForm | None:
+        recorded = self._metadata.get(NORMALIZER_KEY)
+        return next((form for form in get_args(_NormalForm) if form == recorded), None)
 
     @cached_property
     def _control_texts(self) -> dict[int, str]:
@@ -192,6 +206,8 @@ class GgufTokenizer:
         return text if attribute & lib.LLAMA_TOKEN_ATTR_USER_DEFINED else f" {text}"
 
     def _tokenize(self, text: str, add_special: bool) -> list[int]:
+        if self._normal_form:
+            text = unicodedata.normalize(self._normal_form, text)
         raw = text.encode("utf-8", "replace")
         if not raw and not add_special:
             return []
