@@ -166,7 +166,7 @@ class LlamaEngine:
     def forget(self) -> None:
         """Empty the KV cache."""
         lib.llama_memory_clear(self._memory, False)
-        self._cached = []
+        self._cached.clear()
 
     def generate(
         self, ids: Sequence[int], sampling: Sampling, *, max_tokens: int = -1, stop: Sequence[str] = ()
