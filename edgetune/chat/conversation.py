@@ -7,15 +7,28 @@ context is full, the oldest turns are left out of the prompt (never the system p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgetune.engine.protocol import Engine, FinishReason, Generation, Timings
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
-from edgetune.template import ChatTemplate
+from edgetune.template import ChatTemplate, Rendered, split_control
 
 _SHARE_FOR_REPLY = 4
 """One part in this many of the context is kept free for the reply when its length is not limited."""
+
+
+_REMEMBERED = 15
+"""How many earlier replies keep their own tokens; more than undo and retry go back in practice."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the engine is asked to continue."""
+
+    text: str
+    ids: list[int]
 
 
 class Conversation:
@@ -54,6 +67,7 @@ class Conversation:
         self.first_in_context = 0
         """Index of the oldest message that still fits the context."""
         self._engine = engine
+        self._heard: list[_Prompt] = []
 
     def ask(self, text: str) -> Reply:
         """Say `text` and get the reply: iterate over it for its text.
@@ -104,34 +118,55 @@ class Conversation:
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt for the next reply, from `first_in_context` on."""
+        return self._prompt().ids
+
+    def remember(self, prompt: _Prompt, generation: Generation) -> None:
+        """Keep the reply's own tokens, so that the next prompt continues them as they are."""
+        if generation.is_whole:
+            heard = _Prompt(prompt.text + generation.text, [*prompt.ids, *generation.ids])
+            self._heard = [*self._heard[-_REMEMBERED:], heard]
+
+    def _prompt(self) -> _Prompt:
         system = [{"role": "system", "content": self.system}] if self.system else []
         shown = [*system, *self.messages[self.first_in_context :]]
         rendered = self.template.render(shown, add_generation_prompt=True)
-        return self._engine.tokenizer.encode_rendered(rendered)
+        return _Prompt(rendered.text, self._encode(rendered))
+
+    def _encode(self, rendered: Rendered) -> list[int]:
+        # A model may split its words otherwise than the tokenizer does: a reply tokenized anew would no longer match
+        # the KV cache. Its own tokens are taken where a control token follows, so that nothing merges across the edge.
+        encode = self._engine.tokenizer.encode_rendered
+        for heard in reversed(self._heard):
+            if rendered.text.startswith(heard.text):
+                start = len(heard.text)
+                rest = Rendered(rendered.text[start:], tuple(cut - start for cut in rendered.cuts if cut >= start))
+                if any(is_control for _, is_control in split_control(rest, self.template.control_tokens)[:1]):
+                    return [*heard.ids, *encode(rest)]
+        return encode(rendered)
 
     def _reply(self) -> Reply:
         before = self.first_in_context
-        ids = self._fit()
-        generation = self._engine.generate(ids, self.sampling, max_tokens=self.max_tokens, stop=self.stop)
-        return Reply(self, generation, dropped=self._count_turns(before, self.first_in_context))
+        prompt = self._fit()
+        generation = self._engine.generate(prompt.ids, self.sampling, max_tokens=self.max_tokens, stop=self.stop)
+        return Reply(self, generation, prompt=prompt, dropped=self._count_turns(before, self.first_in_context))
 
-    def _fit(self) -> list[int]:
-        """The prompt's ids, with as many of the oldest turns left out as it takes."""
+    def _fit(self) -> _Prompt:
+        """The prompt, with as many of the oldest turns left out as it takes."""
         size = self._engine.context_size
         wanted = self.max_tokens if self.max_tokens > 0 else size // _SHARE_FOR_REPLY
         room = size - min(wanted, size // 2)
         start = self.first_in_context
-        ids = self.prompt_ids()
-        while len(ids) > room and (following := self._next_turn(self.first_in_context)) is not None:
+        prompt = self._prompt()
+        while len(prompt.ids) > room and (following := self._next_turn(self.first_in_context)) is not None:
             self.first_in_context = following
-            ids = self.prompt_ids()
-        if len(ids) >= size:
+            prompt = self._prompt()
+        if len(prompt.ids) >= size:
             self.first_in_context = start
             raise UsageError(
-                f"The message takes {len(ids)} tokens with the system prompt; the context has {size}.",
+                f"The message takes {len(prompt.ids)} tokens with the system prompt; the context has {size}.",
                 hint="Shorten it, or start again with a larger context: -c",
             )
-        return ids
+        return prompt
 
     def _next_turn(self, start: int) -> int | None:
         following = (index for index in range(start + 1, len(self.messages)) if self._is_user(index))
@@ -147,11 +182,11 @@ class Conversation:
 class Reply:
     """A reply being made: iterate over it for text. It enters the history when it ends, however it ends."""
 
-    def __init__(self, conversation: Conversation, generation: Generation, *, dropped: int) -> None:
+    def __init__(self, conversation: Conversation, generation: Generation, *, prompt: _Prompt, dropped: int) -> None:
         """Made by `Conversation`; nothing is evaluated before the first step."""
         self.dropped_turns = dropped
         """How many of the oldest turns had to leave the context for this one."""
-        self._conversation, self._generation = conversation, generation
+        self._conversation, self._generation, self._prompt = conversation, generation, prompt
         self._recorded = False
 
     def __iter__(self) -> Iterator[str]:
@@ -170,6 +205,7 @@ class Reply:
         messages = self._conversation.messages
         if self.text or self.finish_reason != "interrupted":
             messages.append({"role": "assistant", "content": self.text})
+            self._conversation.remember(self._prompt, self._generation)
         elif messages and messages[-1]["role"] == "user":
             messages.pop()
 

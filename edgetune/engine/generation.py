@@ -39,6 +39,7 @@ class LlamaGeneration:
         """How many tokens of the prompt the KV cache held already."""
         self._engine, self._sampler, self._prompt = engine, sampler, prompt
         self._max_tokens, self._stop = max_tokens, _StopStrings(stop)
+        self._strip_space = engine.tokenizer.swallows_space_after(prompt[-1])
         self._started = time.perf_counter()
         self._evaluated = self._first = self._last = self._started
         self._steps = self._run()
@@ -54,6 +55,11 @@ class LlamaGeneration:
         self._steps.close()
         self._sampler.close()
         self._finish("interrupted")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `text` is all that was said with `ids`: no stop string cut it."""
+        return not self._stop.found
 
     @property
     def timings(self) -> Timings:
@@ -96,7 +102,7 @@ class LlamaGeneration:
             return
         self.reused_tokens = engine.evaluate(self._prompt)
         self._evaluated = self._first = self._last = clock()
-        strip_space = engine.tokenizer.swallows_space_after(self._prompt[-1])
+        strip_space = self._strip_space
         while True:
             token = engine.sample(sampler)
             self._last = clock()

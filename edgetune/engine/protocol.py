@@ -77,6 +77,10 @@ class Generation(Protocol):
     """The seed in use, also when a random one was asked for."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether `text` is all that was said with `ids`: no stop string cut it."""
+
+    @property
     def timings(self) -> Timings: ...
 
     def __iter__(self) -> Iterator[str]: ...
