@@ -29,7 +29,8 @@ _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>A|B)")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta")
 _TRAINING_ONLY = re.compile(r".+\.lora_velora_embed(\..+)?")
-_WRAPPED = re.compile(r"\.(base_layer|token_adapter)\b")
+_WRAPPED = re.compile(r"\.(base_layer|token_adapter|modules_to_save)\b")
+_UNUSED_COPY = re.compile(r".+\.original_module\..+")
 _EXPERT = re.compile(r"(?P<block>.+)\.experts\.(?P<slot>\d+)\.(?P<projection>[^.]+)\.weight")
 _GATE, _UP, _DOWN = ("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")
 
@@ -125,7 +126,7 @@ def read_adapter_weights(adapter_dir: Path, config: AdapterConfig, family: Famil
     parts, weights = _sort(file, family)
     for module, found in parts.items():
         _complete(file, module, found)
-        for lora in _loras(file, config, family, module, found, parts):
+        for lora in _loras(weights, config, family, module, found):
             weights.loras[lora.weight] = lora
     _check_complete(config, family, weights)
     if not (weights.loras or weights.replaced or weights.tokens):
@@ -161,9 +162,11 @@ def _sort(file: AdapterFile, family: Family) -> tuple[dict[str, dict[str, str]],
             parts.setdefault(match["module"], {})["magnitude"] = name
         elif (match := _TOKENS.fullmatch(key)) and (base := table_name(family, f"{match['module']}.weight")):
             weights.tokens[base] = name
-        elif base := table_name(family, _WRAPPED.sub("", key)):
-            weights.replaced[base] = name
-        elif not _TRAINING_ONLY.fullmatch(key):
+        elif base := table_name(family, plain := _WRAPPED.sub("", key)):
+            # A saved module may be there twice, under its own name and under the wrapper's; PEFT loads the first.
+            if base not in weights.replaced or plain == key:
+                weights.replaced[base] = name
+        elif not (_TRAINING_ONLY.fullmatch(key) or _UNUSED_COPY.fullmatch(key)):
             left_over.append(name)
     if left_over:
         raise _no_place(left_over, family)
@@ -194,32 +197,21 @@ def _complete(file: AdapterFile, module: str, found: Mapping[str, str]) -> None:
 
 
 def _loras(
-    file: AdapterFile,
-    config: AdapterConfig,
-    family: Family,
-    module: str,
-    found: Mapping[str, str],
-    parts: Mapping[str, object],
+    weights: AdapterWeights, config: AdapterConfig, family: Family, module: str, found: Mapping[str, str]
 ) -> Iterator[Lora]:
     if weight := table_name(family, f"{module}.weight"):
-        yield _lora(file, config, family, module, weight, found)
+        yield _lora(weights, config, family, module, weight, found)
     elif re.sub(r"(\.base_layer)+$", "", module).endswith(".experts"):
-        yield from _expert_loras(file, config, family, module, found, parts)
+        yield from _expert_loras(weights.file, config, family, module, found)
     else:
         raise _no_place([next(iter(found.values()))], family)
 
 
 def _lora(
-    file: AdapterFile, config: AdapterConfig, family: Family, module: str, weight: str, found: Mapping[str, str]
+    weights: AdapterWeights, config: AdapterConfig, family: Family, module: str, weight: str, found: Mapping[str, str]
 ) -> Lora:
-    key = module
-    if not config.targets(module):
-        key = f"{module}.weight"
-        if not _ends_with_any(key, config.target_parameters) and not _is_expert(weight):
-            raise UnsupportedAdapter(
-                f"The adapter holds tensors of {module!r}, which target_modules leaves out; PEFT would not use them.",
-                hint="Use the adapter_config.json that was saved with these tensors.",
-            )
+    file = weights.file
+    key = _pattern_key(config, family, module, weight)
     embedding = "embedding_A" in found
     a_name, b_name = (found["embedding_A"], found["embedding_B"]) if embedding else (found["A"], found["B"])
     rank = config.rank(key)
@@ -231,9 +223,26 @@ def _lora(
 
     outputs = file.shape(a_name)[1] if embedding else file.shape(b_name)[0]
     inputs = file.shape(b_name)[0] if embedding else file.shape(a_name)[1]
-    _check_shape(family, module, weight, (outputs, inputs))
+    if weight in weights.replaced and (outputs, inputs) != family.table[weight].shape:
+        _check_equal_shapes(module, (outputs, inputs), file.shape(weights.replaced[weight]))
+    else:
+        _check_shape(family, module, weight, (outputs, inputs))
     return Lora(
         module, weight, rank, config.scaling(key), read, embedding, found.get("bias_B", ""), found.get("magnitude", "")
+    )
+
+
+def _pattern_key(config: AdapterConfig, family: Family, module: str, weight: str) -> str:
+    """What PEFT matches rank and alpha patterns with: the module's name, or the parameter's where that is targeted."""
+    # With ensure_weight_tying a tied head is adapted along with the embedding, named or not.
+    tied = config.ensure_weight_tying and family.tied and weight == family.head_name
+    if tied or config.targets(module):
+        return module
+    if _ends_with_any(f"{module}.weight", config.target_parameters):
+        return f"{module}.weight"
+    raise UnsupportedAdapter(
+        f"The adapter holds tensors of {module!r}, which target_modules leaves out; PEFT would not use them.",
+        hint="Use the adapter_config.json that was saved with these tensors.",
     )
 
 
@@ -253,7 +262,11 @@ def _check_rank(file: AdapterFile, a_name: str, b_name: str, rank: int, experts:
 
 def _check_shape(family: Family, module: str, weight: str, shape: tuple[int, int]) -> None:
     base = family.table[weight].shape
-    if shape != (base[::-1] if is_transposed(family, weight) else base):
+    _check_equal_shapes(module, shape, base[::-1] if is_transposed(family, weight) else base)
+
+
+def _check_equal_shapes(module: str, shape: tuple[int, int], base: tuple[int, ...]) -> None:
+    if shape != base:
         text = " x ".join(map(str, shape))
         raise UnsupportedAdapter(
             f"The adapter's {module!r} is made for a weight of {text}, the base has {' x '.join(map(str, base))}.",
@@ -274,7 +287,6 @@ def _expert_loras(
     family: Family,
     module: str,
     found: Mapping[str, str],
-    parts: Mapping[str, object],
 ) -> Iterator[Lora]:
     """LoRA on transformers 5's stacked expert parameters (PEFT's `target_parameters`), an expert at a time.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -25,6 +25,9 @@ from converters.writer import Value
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 """The GGUF names of the token embedding and the output head."""
+
+SHORTEST_CONTEXT = 1024
+"""A model whose sliding window cannot be honoured is converted up to its window if that is at least this long."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ class Family:
         """Tensors that are computed from the config, by GGUF name."""
         return {}
 
+    def adopt(self, names: Sequence[str]) -> None:
+        """Look at the checkpoint's tensor names before the table is read: saved layouts of a family may differ."""
+
     def canonical(self, name: str) -> str:
         """The checkpoint tensor `name` as the table spells it, where saved checkpoints differ."""
         return name
@@ -117,6 +123,18 @@ class Family:
     def is_ignored(self, name: str) -> bool:
         """Whether the checkpoint tensor `name` holds nothing that the GGUF file needs."""
         return re.fullmatch(self.ignored, name) is not None
+
+
+def check_window(window: int | None, context: int) -> None:
+    """Refuse a sliding window that leaves too little of the context, for a graph that has none.
+
+    Up to the window every token sees all others, so a file whose context ends there is exact; but it has to be of use.
+    """
+    if window is not None and window < min(context, SHORTEST_CONTEXT):
+        raise UnsupportedModel(
+            f"config.json sets sliding_window to {window}; llama.cpp's graph for this model has no sliding window, "
+            f"and a file that ends after {window} tokens would be of no use."
+        )
 
 
 def find_family(values: Mapping[str, Any]) -> Family:

@@ -18,7 +18,7 @@ from converters.encoding import Q8_0_BLOCK, TensorType
 from converters.errors import ConverterError
 from converters.plan import Output, Part, plan
 from converters.stream import write_tensor
-from converters.vocab import read_vocabulary
+from converters.vocab import harmless_name, read_vocabulary
 from converters.writer import GgufWriter, Value, planned_bytes
 
 OnTensor = Callable[[str, tuple[int, ...], int, int], None]
@@ -62,20 +62,18 @@ def convert_base(
             checkpoint, family, tokenizer_dir = merged.checkpoint, merged.family, merged.tokenizer_dir
         outputs = plan(family, checkpoint)
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
-        keys = {
-            **_general_metadata(model_dir, family, wanted),
-            **read_vocabulary(tokenizer_dir, family.config.natural("vocab_size")),
-            **(metadata or {}),
-        }
+        vocabulary = read_vocabulary(tokenizer_dir, family.config.natural("vocab_size"))
+        name = harmless_name(model_dir.resolve().name, vocabulary)
+        keys = {**_general_metadata(name, family, wanted), **vocabulary, **(metadata or {})}
         _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
 
 
-def _general_metadata(model_dir: Path, family: Family, wanted: TensorType) -> dict[str, Value]:
+def _general_metadata(name: str, family: Family, wanted: TensorType) -> dict[str, Value]:
     architecture = family.gguf_architecture
     return {
         "general.architecture": architecture,
         "general.type": "model",
-        "general.name": model_dir.resolve().name,
+        "general.name": name,
         "general.file_type": _FILE_TYPES[wanted],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **{f"{architecture}.{key}": value for key, value in family.metadata().items()},

@@ -46,6 +46,7 @@ def merge_adapter(base: Checkpoint, adapter_dir: Path, *, base_dir: Path, values
     family = find_family(values)
     weights = read_adapter_weights(adapter_dir, config, family)
     sources = _sources(base, family)
+    _share_replacements(config, family, weights, sources)
     vocabulary = _vocabulary(family, weights, sources, base)
     tokenizer_dir = base_dir
     if vocabulary != family.config.natural("vocab_size"):
@@ -108,7 +109,7 @@ class _Merged:
         self._tokens = {name: _token_rows(config, name, weights) for name in weights.tokens}
         self._dora: dict[str, NDArray[np.float32]] = {}
         self._pairs: dict[str, Pair] = {}
-        self._follow_tied_head(config)
+        self._settle_head()
         others = [name for name in base.names if name not in self._sources.values()]
         self._others = {name: name for name in others}
         """What the family has no table entry for; passed through, for the plan to judge."""
@@ -218,26 +219,28 @@ class _Merged:
         values[indices[inside] - start] = rows[inside]
         return values
 
-    def _follow_tied_head(self, config: AdapterConfig) -> None:
-        """Where head and embedding are one tensor in the base: which of them the adapter's changes reach."""
+    def _settle_head(self) -> None:
+        """Where head and embedding are one tensor in the base, and still are, only one of them is there."""
         embedding, head = self._family.embedding_name, self._family.head_name
-        if not self._family.tied or self._sources.get(embedding) != self._sources.get(head):
+        if self._sources.get(embedding) != self._sources.get(head) or head not in self._sources:
             return
-        weights = self._weights
-        whole = {name for name in (embedding, head) if _is_saved_module(config, name)}
-        # Loaded into the shared tensor itself, a replacement reaches both; a saved module is a copy of its own.
-        for name, other in ((embedding, head), (head, embedding)):
-            shared = name in weights.replaced and name not in whole
-            if shared or (name in whole and config.ensure_weight_tying and name in weights.replaced):
-                weights.replaced.setdefault(other, weights.replaced[name])
         if embedding in self._tokens:
             # PEFT ties the trained rows of a tied model, unless other rows were asked for on the head.
             self._tokens.setdefault(head, self._tokens[embedding])
-        if config.ensure_weight_tying and embedding in weights.loras and head not in weights.loras:
-            weights.loras[head] = weights.loras[embedding]
-        changed = {name for name in (embedding, head) if name in weights.replaced or self._is_computed(name)}
-        if not changed:
+        if not any(name in self._weights.replaced or self._is_computed(name) for name in (embedding, head)):
             del self._sources[head]
+
+
+def _share_replacements(
+    config: AdapterConfig, family: Family, weights: AdapterWeights, sources: Mapping[str, str]
+) -> None:
+    """Loaded into a tensor that head and embedding share, a replacement reaches both; a saved module is a copy."""
+    names = (family.embedding_name, family.head_name)
+    if not family.tied or sources.get(names[0]) != sources.get(names[1]):
+        return
+    for name, other in (names, names[::-1]):
+        if name in weights.replaced and not _is_saved_module(config, name):
+            weights.replaced.setdefault(other, weights.replaced[name])
 
 
 def _is_saved_module(config: AdapterConfig, name: str) -> bool:

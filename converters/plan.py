@@ -43,6 +43,7 @@ def plan(family: Family, checkpoint: Checkpoint) -> list[Output]:
 
     Raises `CorruptCheckpoint` for a missing tensor or a wrong shape, `UnsupportedModel` for one the family does not know.
     """
+    family.adopt(checkpoint.names)
     sources = _match(family, checkpoint)
     _settle_head(family, checkpoint, sources)
     stacks: dict[str, dict[int | None, tuple[Part, tuple[int, ...]]]] = {}

@@ -115,18 +115,16 @@ def _longrope_attention(rope: Rope, context: int) -> float:
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
-def _wavelengths(rope: Rope, dims: int) -> NDArray[np.float64]:
-    return 2 * math.pi * rope.theta ** (np.arange(0, dims, 2) / dims)
-
-
 def _llama3_factors(rope: Rope, dims: int, context: int) -> NDArray[np.float32]:
-    factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    wavelengths = _wavelengths(rope, dims)
-    turns = original_context(rope, context) / wavelengths
+    # In float32 throughout, as transformers and llama.cpp's converter compute it.
+    factor, low, high = (np.float32(rope.number(key)) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    wavelengths = np.float32(2 * math.pi) / (np.float32(1) / np.float32(rope.theta) ** exponents)
+    turns = np.float32(original_context(rope, context)) / wavelengths
     with np.errstate(divide="ignore", invalid="ignore"):
         smooth = (turns - low) / (high - low)
-        between = 1 / ((1 - smooth) / factor + smooth)
-    factors = np.where(turns > high, 1.0, np.where(turns < low, factor, between))
+        between = np.float32(1) / ((np.float32(1) - smooth) / factor + smooth)
+    factors = np.where(turns > high, np.float32(1), np.where(turns < low, factor, between))
     return factors.astype(np.float32)
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.base import EMBEDDING, HEAD, Family, Weight, weight
+from converters.base import EMBEDDING, HEAD, Family, Weight, check_window, weight
 from converters.config import Rope, read_rope
 from converters.operations import RotaryRows
 from converters.rope import FREQUENCIES, check_rope, rope_metadata, rope_tensors
@@ -36,6 +36,8 @@ class Llama(Family):
     """Rotary scalings that the graph computes. Dynamic NTK changes nothing up to max_position_embeddings."""
     interleaved: ClassVar[bool] = True
     """Whether the graph rotates neighbouring pairs."""
+    partial_rotary: ClassVar[bool] = False
+    """Whether the graph can leave a part of each head as it is."""
 
     @property
     def hidden(self) -> int:
@@ -54,8 +56,18 @@ class Llama(Family):
         return self.config.natural("head_dim") if self.config.get("head_dim") else self.hidden // self.heads
 
     @property
-    def context(self) -> int:
+    def trained_context(self) -> int:
         return self.config.natural("max_position_embeddings")
+
+    @property
+    def context(self) -> int:
+        """How many tokens the graph computes exactly: it has no sliding window, so no more than the model's window."""
+        return min(self.trained_context, self.window or self.trained_context)
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens a layer looks back on, itself included, if any layer is limited at all."""
+        return None
 
     @property
     def rope(self) -> Rope:
@@ -63,7 +75,12 @@ class Llama(Family):
 
     def check(self) -> None:
         self.config.require("hidden_act", "silu", "swish")
-        check_rope(self.rope, self.rope_types)
+        self.check_attention()
+
+    def check_attention(self) -> None:
+        """Refuse what the graph's attention cannot compute."""
+        check_rope(self.rope, self.rope_types, partial=self.partial_rotary)
+        check_window(self.window, self.trained_context)
 
     def metadata(self) -> dict[str, Value]:
         return {
@@ -74,15 +91,21 @@ class Llama(Family):
             "attention.head_count": self.heads,
             "attention.head_count_kv": self.kv_heads,
             "attention.layer_norm_rms_epsilon": self.config.number("rms_norm_eps"),
+            **self.head_metadata(),
+            **rope_metadata(self.rope, self.trained_context),
+        }
+
+    def head_metadata(self) -> dict[str, Value]:
+        """The keys that say how wide a head is, as far as the graph needs them."""
+        return {
             "attention.key_length": self.head_dim,
             "attention.value_length": self.head_dim,
             "rope.dimension_count": self.head_dim,
             "vocab_size": self.config.natural("vocab_size"),
-            **rope_metadata(self.rope, self.context),
         }
 
     def extra_tensors(self) -> dict[str, NDArray[np.float32]]:
-        return rope_tensors(self.rope, self.head_dim, self.context)
+        return rope_tensors(self.rope, self.head_dim, self.trained_context)
 
     def weights(self) -> Iterator[Weight]:
         vocabulary = self.config.natural("vocab_size")

@@ -1,23 +1,54 @@
-"""A Hugging Face tokenizer → GGUF's `tokenizer.*` metadata, by the kind of tokenizer it is."""
+"""A Hugging Face tokenizer → GGUF's `tokenizer.*` metadata, by the kind of tokenizer it is.
+
+What is written is the tokenizer as transformers 5 loads it. Kinds that llama.cpp would read otherwise are refused.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from converters.errors import UnsupportedModel
-from converters.vocab.bpe import is_byte_level, read_bpe
+from converters.vocab.bpe import read_byte_level
 from converters.vocab.engine_keys import engine_keys
 from converters.vocab.files import TokenizerFiles
+from converters.vocab.loaded import is_byte_level, load_tokenizer
+from converters.vocab.sentencepiece import read_sentencepiece_bpe
 from converters.vocab.special import read_special
+from converters.vocab.tokens import TokenType
 from converters.writer import Value
+
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 def read_vocabulary(model_dir: Path, vocab_size: int) -> dict[str, Value]:
-    """The `tokenizer.*` metadata of `model_dir`, with as many tokens as the embedding has rows."""
+    """The `tokenizer.*` metadata of `model_dir`, with as many tokens as the embedding has rows.
+
+    Raises `CorruptCheckpoint` for broken or missing files, `UnsupportedModel` for what llama.cpp would read otherwise.
+    """
     files = TokenizerFiles(model_dir)
-    if not is_byte_level(files.tokenizer):
-        raise UnsupportedModel("only byte-level BPE so far")
-    keys = read_bpe(files, vocab_size)
-    tokens = {text: number for number, text in enumerate(keys["tokenizer.ggml.tokens"])}  # type: ignore[arg-type]
-    keys |= read_special(files, tokens, vocab_size)
+    files.tokenizer = load_tokenizer(files)
+    read = read_byte_level if is_byte_level(files.tokenizer) else read_sentencepiece_bpe
+    keys = read(files, vocab_size)
+    texts = keys[_TOKENS]
+    assert isinstance(texts, list)
+    ids = {str(text): number for number, text in enumerate(texts)}
+    keys |= read_special(files, keys, ids)
     return {**keys, **engine_keys(files, keys)}
+
+
+def harmless_name(name: str, vocabulary: Mapping[str, Value]) -> str:
+    """`name`, changed where llama.cpp would act on it: it takes "phi-3" or "phi3" in `general.name` for that tokenizer.
+
+    It then lets control tokens swallow the white space after them, and cannot load a vocabulary without Phi-3's own.
+    """
+    texts, types = vocabulary[_TOKENS], vocabulary["tokenizer.ggml.token_type"]
+    assert isinstance(texts, list)
+    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    matched = {str(text) for text, kind in zip(texts, list(types), strict=True) if kind in kinds}  # type: ignore[call-overload]
+    stripping = vocabulary.get("edgetune.tokenizer.rstrip_tokens", [])
+    own = {str(texts[number]) for number in stripping}  # type: ignore[union-attr, index, misc]
+    phi3 = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
+    if phi3 <= set(texts) and own == (matched | {"</s>"}) - (phi3 - {"</s>"}):
+        return name
+    return re.sub(r"(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)

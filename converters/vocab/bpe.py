@@ -1,38 +1,35 @@
-"""Byte-level BPE (GPT-2's kind): tokenizer.json, or vocab.json with merges.txt → tokens, types, merges.
+"""Byte-level BPE (GPT-2's kind) → tokens, types, merges and the name of the pre-tokenizer.
 
 The tokens stay in GPT-2's byte alphabet, as llama.cpp expects; added tokens are plain text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from converters.errors import CorruptCheckpoint
+from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.vocab.files import TokenizerFiles, require_plain
 from converters.vocab.pre_tokenizer import recognise
 from converters.vocab.tokens import TokenTable
 from converters.writer import Value
 
-
-def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json describes a byte-level BPE."""
-    model = tokenizer.get("model") or {}
-    if model.get("type", "BPE" if "merges" in model else None) != "BPE":
-        return False
-    stages = [tokenizer.get("pre_tokenizer") or {}, tokenizer.get("decoder") or {}]
-    return any("ByteLevel" in _types(stage) for stage in stages)
+_UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
+"""llama.cpp knows none of them; our engine reads the form from the file (see `engine_keys`). Qwen's is NFC."""
 
 
-def read_bpe(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
-    """The `tokenizer.ggml.*` keys of a byte-level BPE, padded to `vocab_size` tokens."""
-    model = files.tokenizer.get("model") or {}
-    vocabulary = model.get("vocab")
-    merges = model.get("merges")
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        raise CorruptCheckpoint(f"{files.model_dir / 'tokenizer.json'} holds no BPE vocabulary and merges.")
+def read_byte_level(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
+    """The `tokenizer.*` keys of a byte-level BPE, padded to `vocab_size` tokens. Raises `UnsupportedModel`."""
+    tokenizer = files.tokenizer
+    model = tokenizer["model"]
+    vocabulary, merges = bpe_parts(files, model)
+    check_model(model)
+    check_normalizers(tokenizer, _UNICODE_FORMS)
+    if model.get("unk_token") and not _BYTE_LETTERS <= vocabulary.keys():
+        raise UnsupportedModel(
+            f"The vocabulary lacks some bytes, for which the tokenizer puts {model['unk_token']!r}; llama.cpp would drop them."
+        )
     table = TokenTable(vocab_size)
     table.add_vocabulary(vocabulary)
     for token in files.added_tokens.values():
@@ -40,20 +37,73 @@ def read_bpe(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
         table.add_token(token)
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": recognise(files.tokenizer),
+        "tokenizer.ggml.pre": recognise(tokenizer),
         "tokenizer.ggml.tokens": table.texts(),
         "tokenizer.ggml.token_type": np.asarray(table.types, dtype=np.int32),
         "tokenizer.ggml.merges": merge_lines(merges),
+        "edgetune.tokenizer.prefix_space": "never",
     }
 
 
+def bpe_parts(files: TokenizerFiles, model: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
+    """The vocabulary and the merges of a BPE. Raises `UnsupportedModel` for any other kind."""
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
+        raise UnsupportedModel(
+            f"The tokenizer is of type {kind}; llama.cpp's exact equivalents are of type BPE.",
+            hint="Models with a byte-level or SentencePiece BPE vocabulary are converted.",
+        )
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise CorruptCheckpoint(f"{files.model_dir / 'tokenizer.json'} holds no BPE vocabulary and merges.")
+    return vocabulary, merges
+
+
+def check_model(model: dict[str, Any]) -> None:
+    """Refuse settings of a BPE that llama.cpp does not have."""
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise UnsupportedModel(f"The tokenizer sets {key} to {model[key]!r}, which llama.cpp does not have.")
+
+
+def check_normalizers(tokenizer: dict[str, Any], allowed: set[str]) -> None:
+    """Refuse normalizers that change what llama.cpp would see."""
+    for step in normalizer_steps(tokenizer):
+        if step.get("type") not in allowed:
+            raise UnsupportedModel(
+                f"The tokenizer normalizes text with {step.get('type')}, which llama.cpp does not do.",
+                hint="A file made from it would read some texts as other tokens.",
+            )
+
+
+def normalizer_steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The normalizers one after the other, sequences opened."""
+    stage = tokenizer.get("normalizer")
+    if not isinstance(stage, dict):
+        return []
+    return list(stage.get("normalizers") or []) if stage.get("type") == "Sequence" else [stage]
+
+
+def merge_pairs(merges: list[Any]) -> list[tuple[str, str]]:
+    """Merges as pairs, from either spelling that tokenizer.json has."""
+    if merges and isinstance(merges[0], str):
+        return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    return [(left, right) for left, right in merges]
+
+
 def merge_lines(merges: list[Any]) -> list[str]:
-    """Merges as "left right", from either spelling that tokenizer.json has."""
+    """Merges as "left right", from either spelling; a space inside a part is written as its byte letter."""
     if merges and isinstance(merges[0], str):
         return merges
+    if any(" " in left or " " in right for left, right in merges):
+        merges = [(left.replace(" ", "Ġ"), right.replace(" ", "Ġ")) for left, right in merges]
     return [f"{left} {right}" for left, right in merges]
 
 
-def _types(stage: Mapping[str, Any]) -> set[str]:
-    parts = stage.get("pretokenizers") or stage.get("decoders") or [stage]
-    return {str(part.get("type")) for part in parts}
+def _byte_letters() -> frozenset[str]:
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return frozenset(chr(byte) for byte in plain) | {chr(256 + number) for number in range(len(shifted))}
+
+
+_BYTE_LETTERS = _byte_letters()

@@ -14,7 +14,7 @@ SPECIAL_TOKENS_KEY = "edgetune.tokenizer.special_tokens"
 """The special tokens a chat template may name, as a JSON object; absent when the ids in the file say the same."""
 
 _FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _WITHOUT_DEFAULTS = (
     "PreTrainedTokenizerFast",
     "TokenizersBackend",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,8 @@ class TokenizerFiles:
 
     def __init__(self, model_dir: Path) -> None:
         self.model_dir = model_dir
-
-    @cached_property
-    def tokenizer(self) -> dict[str, Any]:
-        """tokenizer.json; empty when there is none."""
-        return self.read_json("tokenizer.json")
+        self.tokenizer = self.read_json("tokenizer.json")
+        """tokenizer.json, empty when there is none; `read_vocabulary` puts what transformers makes of it in its place."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -78,7 +75,8 @@ class TokenizerFiles:
             raise CorruptCheckpoint(f"{self.model_dir} has a broken list of added tokens: {error!r}.") from error
         special = self._named_special_tokens()
         return {
-            number: _as_special(token) if token.content in special else token for number, token in sorted(added.items())
+            number: replace(token, special=True) if token.content in special else token
+            for number, token in sorted(added.items())
         }
 
     def _named_special_tokens(self) -> set[str]:
@@ -108,9 +106,3 @@ def require_plain(token: AddedToken) -> None:
 def _added_token(number: int, entry: Mapping[str, Any]) -> AddedToken:
     flags = {key: bool(entry.get(key)) for key in ("special", "lstrip", "rstrip", "normalized", "single_word")}
     return AddedToken(number, str(entry["content"]), **flags)
-
-
-def _as_special(token: AddedToken) -> AddedToken:
-    from dataclasses import replace
-
-    return replace(token, special=True)
