@@ -173,7 +173,6 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
     return {
         **merged.to_metadata(),
         BASE_NAME_KEY: f"{name}+{merge.resolve().name}",
-        "general.name": f"{name}+{merge.resolve().name}",
         **({TEMPLATE_KEY: template} if template else {}),
         **({RUN_RECORD_KEY: json.dumps(run.record(), ensure_ascii=False)} if run else {}),
     }
