@@ -22,7 +22,8 @@ from edgetune.gguf_header import GgufHeader, LongArray, read_gguf_header
 from edgetune.template import ChatTemplate, Rendered, split_control
 
 PREFIX_SPACE_KEY = "edgetune.tokenizer.prefix_space"
-"""GGUF metadata: "never", "first" (at the start of a text) or "always" (after every control token as well)."""
+"""GGUF metadata: "never", "first" (at the start of a text), "always" (after every control token as well), or
+"where_missing" (as "always", but for text that begins with a space)."""
 RSTRIP_KEY = "edgetune.tokenizer.rstrip_tokens"
 """GGUF metadata: ids of control tokens that swallow the white space after them."""
 LSTRIP_KEY = "edgetune.tokenizer.lstrip_tokens"
@@ -43,6 +44,7 @@ _SPECIAL_KEYS = {
     "mask_token": "tokenizer.ggml.mask_token_id",
 }
 _META_SPACE = "▁"
+_EVERYWHERE = ("always", "where_missing")
 
 
 class GgufTokenizer:
@@ -59,7 +61,7 @@ class GgufTokenizer:
         """None when the vocabulary has none; the same for `eos_id`."""
         self.eos_id = self._special_id(_SPECIAL_KEYS["eos_token"], lib.llama_vocab_eos(vocab))
         self.prefix_space = str(header.metadata.get(PREFIX_SPACE_KEY) or _llama_prefix_space(vocab, header))
-        """Whether text gets a space in front: "never", "first" or "always"; see `PREFIX_SPACE_KEY`."""
+        """Whether text gets a space in front; see `PREFIX_SPACE_KEY`."""
 
     @classmethod
     def open(cls, path: Path) -> GgufTokenizer:
@@ -90,7 +92,7 @@ class GgufTokenizer:
 
         `add_special` adds what the model wants around a text, e.g. BOS.
         """
-        return self._tokenize(self._with_prefix(text), add_special)
+        return self._tokenize(self._with_prefix(text, at_start=True), add_special)
 
     def encode_rendered(self, rendered: Rendered) -> list[int]:
         """Token ids of a rendered template: its own control tokens as such, the messages' text as text."""
@@ -104,7 +106,7 @@ class GgufTokenizer:
                 text = text.lstrip()
             if index + 1 < len(pieces) and self._control_ids[pieces[index + 1][0]] in self._lstrip:
                 text = text.rstrip()
-            ids += self._tokenize(text if index else self._with_prefix(text), False)
+            ids += self._tokenize(self._with_prefix(text, at_start=not index), False)
         return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
@@ -114,7 +116,7 @@ class GgufTokenizer:
             is_control = token in self._control_texts
             piece = self.piece(token, special=special)
             text += piece.removeprefix(b" ") if at_start and not is_control else piece
-            at_start = is_control and (at_start or self.prefix_space == "always")
+            at_start = is_control and (at_start or self.prefix_space in _EVERYWHERE)
         return text
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
@@ -131,7 +133,7 @@ class GgufTokenizer:
 
     def swallows_space_after(self, token: int) -> bool:
         """Whether the space that begins a text right after `token` is the tokenizer's own, not the text's."""
-        return self.prefix_space == "always" and token in self._control_texts
+        return self.prefix_space in _EVERYWHERE and token in self._control_texts
 
     @cached_property
     def eog_ids(self) -> frozenset[int]:
@@ -196,10 +198,11 @@ class GgufTokenizer:
             token for token in self._control_texts if lib.llama_vocab_get_attr(self._vocab, token) & attribute
         )
 
-    def _with_prefix(self, text: str) -> str:
-        # Only "first" is ours to add; llama.cpp was told not to (see `vocab_overrides`). As in Hugging Face's
+    def _with_prefix(self, text: str, *, at_start: bool) -> str:
+        # Of the others llama.cpp takes care; for these it was told not to (see `vocab_overrides`). As in Hugging Face's
         # Metaspace, a text that begins with a space gets no second one, nor does one that begins with an added token.
-        if self.prefix_space != "first" or not text or text.startswith((" ", _META_SPACE)):
+        wanted = self.prefix_space == "where_missing" or (self.prefix_space == "first" and at_start)
+        if not wanted or not text or text.startswith((" ", _META_SPACE)):
             return text
         first = self._tokenize(text, False)[:1]
         attribute = lib.llama_vocab_get_attr(self._vocab, first[0]) if first else 0
@@ -257,7 +260,7 @@ def vocab_overrides(header: GgufHeader) -> Any:
     Returns a ctypes array ended by an empty key, as llama.cpp wants it; keep it alive during the load.
     """
     overrides = (lib.llama_model_kv_override * 2)()
-    if header.metadata.get(PREFIX_SPACE_KEY) == "first":
+    if header.metadata.get(PREFIX_SPACE_KEY) in ("first", "where_missing"):
         overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
         overrides[0].key = b"tokenizer.ggml.add_space_prefix"
         overrides[0].value.val_bool = False
