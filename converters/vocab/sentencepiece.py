@@ -66,7 +66,8 @@ def read_sentencepiece_bpe(files: TokenizerFiles, vocab_size: int) -> dict[str, 
 
 
 def _prefix_space(tokenizer: dict[str, Any]) -> str:
-    """When a space is put in front: "always" (of every piece of text), "first" (of the whole) or "never"."""
+    """When a space is put in front: "always" (of every piece of text), "where_missing" (the same, but for text that
+    begins with one), "first" (of the whole) or "never"."""
     steps = normalizer_steps(tokenizer)
     replaced = any(_replaces_spaces(step) for step in steps)
     for step in steps:
@@ -81,7 +82,7 @@ def _prefix_space(tokenizer: dict[str, Any]) -> str:
     stage = tokenizer.get("pre_tokenizer")
     if isinstance(stage, dict) and stage.get("type") == "Metaspace" and stage.get("replacement") == _SPACE:
         scheme = stage.get("prepend_scheme") or ("always" if stage.get("add_prefix_space", True) else "never")
-        return str(scheme)
+        return "where_missing" if scheme == "always" else str(scheme)
     if stage is not None and not (replaced and _splits_at_spaces(stage)):
         raise UnsupportedModel(
             f"The tokenizer splits text with {stage.get('type')} before a SentencePiece vocabulary, which llama.cpp does not do."
