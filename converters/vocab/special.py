@@ -20,9 +20,10 @@ _KEYS = {
 }
 _STOP_KEYS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 """Besides the EOS, llama.cpp stops at the tokens named by these."""
-_STOP_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> "
-    "_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[".split()
+_STOP_TEXTS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 )
 """Texts of tokens at which llama.cpp stops whatever the file says."""
 _PRES_WITH_BOS = ("llama-bpe", "tekken")
@@ -87,7 +88,8 @@ def _added_around(
     files: TokenizerFiles, ids: Mapping[str, int], tokens: Mapping[str, int]
 ) -> tuple[int | None, int | None]:
     """The ids put before and after a text, as transformers does; None for nothing."""
-    if "add_bos_token" in files.config or "add_eos_token" in files.config:
+    if not files.has("tokenizer.json"):
+        # Beside a tokenizer.json, transformers does not read these flags; its post-processor says it all.
         named = {kind: token_text(files.config.get(f"{kind}_token")) is not None for kind in ("bos", "eos")}
         wanted = {kind: bool(files.config.get(f"add_{kind}_token")) and named[kind] for kind in ("bos", "eos")}
         return (ids.get("bos") if wanted["bos"] else None), (ids.get("eos") if wanted["eos"] else None)
