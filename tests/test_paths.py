@@ -1,0 +1,110 @@
+"""Files appear whole or not at all, wherever the writing stops; homes follow the environment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edgetune.errors import ResourceError
+from edgetune.paths import cache_dir, check_disk_space, home_dir, whole_dir, whole_file, write_json
+
+
+def left_over(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def fail_while_writing(path: Path, error: BaseException) -> None:
+    with whole_file(path) as partial:
+        partial.write_bytes(b"half")
+        raise error
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.bin"
+    with whole_file(path) as partial:
+        partial.write_bytes(b"half")
+        assert not path.exists()
+        assert partial.parent == path.parent
+    assert path.read_bytes() == b"half"
+    assert left_over(path.parent) == ["file.bin"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        fail_while_writing(path, RuntimeError())
+    assert path.read_bytes() == b"old"
+    assert left_over(tmp_path) == ["file.bin"]
+
+
+def test_an_interrupt_leaves_no_rest(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fail_while_writing(tmp_path / "file.bin", KeyboardInterrupt())
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said(tmp_path: Path, number: int) -> None:
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        fail_while_writing(tmp_path / "file.bin", OSError(number, os.strerror(number)))
+    assert caught.value.hint
+    assert left_over(tmp_path) == []
+
+
+def test_other_os_errors_stay_themselves(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError):
+        fail_while_writing(tmp_path / "file.bin", PermissionError(errno.EACCES, "no"))
+
+
+def test_space_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10, used=5, free=5))
+    check_disk_space(tmp_path, 5)
+    with pytest.raises(ResourceError, match=r"0\.00 GB free"), whole_file(tmp_path / "f", expected_bytes=6):
+        raise AssertionError("must not get here")
+
+
+def test_a_directory_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").write_text("")
+    with whole_dir(path) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "new").write_text("x")
+    assert left_over(path) == ["sub"]
+    assert left_over(tmp_path) == ["run"]
+
+
+def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").write_text("")
+
+    def fail() -> None:
+        with whole_dir(path) as partial:
+            (partial / "new").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert left_over(path) == ["old"]
+    assert left_over(tmp_path) == ["run"]
+
+
+def test_json_is_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ü": [1, None]})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ü": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_home_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGETUNE_HOME", str(tmp_path / "home"))
+    assert home_dir() == tmp_path / "home"
+    assert cache_dir() == tmp_path / "home" / "cache"
+    assert not home_dir().exists()
+    monkeypatch.delenv("EDGETUNE_HOME")
+    assert home_dir().name == "edgetune"
