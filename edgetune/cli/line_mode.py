@@ -13,7 +13,7 @@ import click
 from edgetune.chat import Conversation, Reply, Session
 from edgetune.cli.chat_commands import COMMANDS, Leave, complete, run_command
 from edgetune.cli.progress import say
-from edgetune.cli.terminal import read_stdin, say_dim, write_text
+from edgetune.cli.terminal import quiet_keyboard, read_stdin, say_dim, write_text
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.paths import home_dir
 
@@ -41,7 +41,8 @@ def run_line_mode(session: Session, conversation: Conversation) -> None:
             is_command = text.startswith("/")
             reply = run_command(session, conversation, text) if is_command else conversation.ask(text)
             if reply is not None:
-                show_reply(reply)
+                with quiet_keyboard():
+                    show_reply(reply)
         except Leave:
             return
         except EdgetuneError as error:

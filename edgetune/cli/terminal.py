@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -20,6 +21,24 @@ def write_text(text: str) -> None:
 def read_stdin() -> str:
     """All of standard input as text, without the newline that ends it; bytes that are not UTF-8 become U+FFFD."""
     return sys.stdin.buffer.read().decode("utf-8-sig", "replace").removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def quiet_keyboard() -> Iterator[None]:
+    """Keep what is typed meanwhile off the screen; it is there for whoever reads next."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def say_dim(text: str) -> None:
