@@ -94,7 +94,8 @@ class AdapterConfig:
             return False
         if isinstance(wanted, str):
             return wanted.lower() == "all-linear" or re.fullmatch(wanted, module) is not None
-        return _ends_with_any(module, wanted) and self._transforms_layer(module)
+        # A name given in full is meant whatever layers_to_transform says.
+        return module in wanted or (_ends_with_any(module, wanted) and self._transforms_layer(module))
 
     def _excludes(self, module: str) -> bool:
         excluded = self.values.get("exclude_modules")

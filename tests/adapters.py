@@ -52,7 +52,7 @@ def write_adapter(
 def peft_logits(
     base_dir: Path, adapter_dir: Path | None, ids: Sequence[int] = IDS, *, resize: int = 0
 ) -> NDArray[np.float32]:
-    """(len(ids), vocabulary) logits of the base with the adapter as PEFT runs it, in float32; None is the base alone."""
+    """(len(ids), vocabulary) logits of the base with the adapter as PEFT runs it, in float32; None is no adapter."""
     import torch
     from peft import PeftModel
 
@@ -78,6 +78,16 @@ def gguf_logits(path: Path, lora_path: Path | None = None, ids: Sequence[int] = 
         if lora_path is not None:
             engine.set_adapters([LoraSpec(lora_path, 1.0)])
         return np.asarray(engine.logits(list(ids)))
+
+
+def soften_embedding(base_dir: Path, *, factor: float = 0.2) -> None:
+    """Scale a checkpoint's embedding down: Gemma's, tied and multiplied by √hidden, would only ever repeat a token."""
+    from safetensors.torch import load_file, save_file
+
+    path = base_dir / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"] *= factor
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _load(base_dir: Path) -> Any:

@@ -224,10 +224,7 @@ def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityRe
                 job.base_dir, base_path, adapter_dir=job.source, lora_path=gguf.path, data_path=data, sink=sink
             )
     # The file waits under a hidden name; what is said about it uses the one it will have.
-    if job.is_adapter:
-        report = replace(report, lora_path=job.out_path)
-    else:
-        report = replace(report, gguf_path=job.out_path)
+    report = replace(report, lora_path=job.out_path) if job.is_adapter else replace(report, gguf_path=job.out_path)
     try:
         require_passed(report)
     except ParityError as error:
