@@ -29,7 +29,7 @@ def write_safetensors(path: Path, tensors: dict[str, bytes], *, header: Any = No
 
 
 def write_shards(directory: Path, shards: list[list[str]]) -> Path:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(directory / file, {name: TENSORS[name] for name in names})
