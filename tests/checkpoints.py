@@ -107,20 +107,25 @@ def write_checkpoint(
 
 
 def randomize(model: Any, *, seed: int = 0) -> None:
-    """Give every parameter the scale of a trained one: matrices 1/sqrt(fan_in), embeddings 0.25, norms about 1."""
+    """Give every parameter the scale of a trained one: matrices 1/sqrt(fan_in), embeddings 0.25, norms about 1.
+
+    Gemma multiplies its embeddings by sqrt(hidden size): at 0.25 a tied head would only ever repeat its input.
+    """
     import torch
 
+    is_gemma = type(model).__name__.startswith("Gemma")
+    embedding_scale = 0.05 if is_gemma else 0.25
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "embed" in name or "wte" in name or "wpe" in name:
-                parameter.copy_(noise * 0.25)
+                parameter.copy_(noise * embedding_scale)
             elif parameter.ndim >= 2:
                 fan_in = parameter.shape[0] if type(model).__name__.startswith("GPT2") else parameter.shape[-1]
                 parameter.copy_(noise * fan_in**-0.5)
             elif "norm" in name or "ln_" in name:
-                gain = 0.0 if type(model).__name__.startswith("Gemma") else 1.0
+                gain = 0.0 if is_gemma else 1.0
                 parameter.copy_((gain if name.endswith("weight") else 0.0) + noise * 0.1)
             else:
                 parameter.copy_(noise * 0.1)
