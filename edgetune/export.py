@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +98,7 @@ def export_adapter(
     fingerprint = fingerprint_checkpoint(base_dir, sink=sink)
     _check_trained_on(run, base_dir, fingerprint, sink)
     template = read_chat_template(adapter_dir) or read_chat_template(base_dir)
-    base_name = base_dir.resolve().name
+    base_name = model_name(base_dir)
     metadata: dict[str, str | int | float | bool] = {
         **fingerprint.to_metadata(),
         BASE_NAME_KEY: base_name,
@@ -132,7 +134,7 @@ def find_base_dir(adapter_dir: Path) -> Path:
     """
     run = load_run(adapter_dir)
     named = str(run.base_path) if run else _named_base(adapter_dir)
-    for candidate in (Path(named).expanduser(), adapter_dir / named) if named else ():
+    for candidate in (Path(named).expanduser(), adapter_dir / named, *_hub_snapshots(named)) if named else ():
         if classify(candidate) == "checkpoint":
             return candidate
     if run and (found := _checkpoint_with(run.fingerprint)):
@@ -151,6 +153,14 @@ def find_base_dir(adapter_dir: Path) -> Path:
     )
 
 
+def model_name(model_dir: Path) -> str:
+    """What to call a checkpoint: its directory's name; of a snapshot in the Hugging Face cache, the repository's."""
+    path = model_dir.resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.rpartition("--")[2]
+    return path.name
+
+
 def load_run(adapter_dir: Path) -> Run | None:
     """The run record of `adapter_dir`; None when it is a PEFT directory from elsewhere."""
     return Run.load(adapter_dir) if (adapter_dir / RUN_RECORD).is_file() else None
@@ -158,7 +168,7 @@ def load_run(adapter_dir: Path) -> Run | None:
 
 def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str, str | int | float | bool]:
     fingerprint = fingerprint_checkpoint(model_dir, sink=sink)
-    name = model_dir.resolve().name
+    name = model_name(model_dir)
     if merge is None:
         return {**fingerprint.to_metadata(), BASE_NAME_KEY: name}
     run = load_run(merge)
@@ -167,7 +177,7 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
     merged = Fingerprint(
         # Neither the base nor the adapter: no adapter for the base may be taken to fit the merged weights.
         weights=text_sha256(f"{fingerprint.weights} + {_file_sha256(merge / ADAPTER_WEIGHTS)}") or "",
-        tokenizer=fingerprint.tokenizer,
+        tokenizer=fingerprint.tokenizer if not _has_own_tokenizer(merge, model_dir) else "",
         template=text_sha256(template) or fingerprint.template,
     )
     return {
@@ -176,6 +186,11 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
         **({TEMPLATE_KEY: template} if template else {}),
         **({RUN_RECORD_KEY: json.dumps(run.record(), ensure_ascii=False)} if run else {}),
     }
+
+
+def _has_own_tokenizer(adapter_dir: Path, base_dir: Path) -> bool:
+    own, base = adapter_dir / "tokenizer.json", base_dir / "tokenizer.json"
+    return own.is_file() and (not base.is_file() or own.read_bytes() != base.read_bytes())
 
 
 def _check_trained_on(run: Run | None, base_dir: Path, fingerprint: Fingerprint, sink: Sink) -> None:
@@ -197,6 +212,16 @@ def _named_base(adapter_dir: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}.", hint="Save the adapter again.") from error
+
+
+def _hub_snapshots(name: str) -> Iterator[Path]:
+    """Where Hugging Face's own cache has the repository `name` ("owner/model"), if it does."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{name.replace('/', '--')}"
+    if (folder / "refs" / "main").is_file():
+        yield folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="utf-8").strip()
 
 
 def _checkpoint_with(fingerprint: Fingerprint) -> Path | None:

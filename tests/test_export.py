@@ -15,7 +15,7 @@ import pytest
 from edgetune.artifacts import BASE_NAME_KEY, RUN_RECORD, RUN_RECORD_KEY, Fingerprint, Run
 from edgetune.errors import CorruptFileError, MismatchError, ResourceError, UnsupportedError, UsageError
 from edgetune.events import Event, Notice, Progress
-from edgetune.export import export_adapter, export_base, find_base_dir, resolve_outtype
+from edgetune.export import export_adapter, export_base, find_base_dir, model_name, resolve_outtype
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.gguf_header import read_gguf_header
 from edgetune.library import register
@@ -94,6 +94,20 @@ def test_a_plain_peft_directory_finds_its_base(base_dir: Path, peft_dir: Path, t
     edit_json(copied / "adapter_config.json", base_model_name_or_path="tiny")
     register(base_dir)
     assert find_base_dir(copied) == base_dir
+
+
+def test_a_base_in_the_hugging_face_cache_is_found(
+    base_dir: Path, peft_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(base_dir, repository / "snapshots" / "abc123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    copied = Path(shutil.copytree(peft_dir, tmp_path / "copied"))
+    edit_json(copied / "adapter_config.json", base_model_name_or_path="someone/tiny")
+    found = find_base_dir(copied)
+    assert (found.name, model_name(found)) == ("abc123", "tiny")
 
 
 def test_a_run_finds_a_base_that_moved(base_dir: Path, peft_dir: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from edgetune.export import (
     export_adapter,
     export_base,
     find_base_dir,
+    model_name,
     resolve_outtype,
 )
 from edgetune.fingerprint import fingerprint_checkpoint
@@ -134,7 +135,7 @@ def _plan(
     if quant and outtype != "auto":
         raise UsageError("-q and --outtype both name the output's type.", hint="Give one of them.")
     type_name = find_quant_type(quant).name if quant else resolve_outtype(path, outtype)
-    name = path.resolve().name + (f"-{merge_dir.resolve().name}" if merge_dir else "")
+    name = model_name(path) + (f"-{merge_dir.resolve().name}" if merge_dir else "")
     out_path = _output(output, Path.cwd() / f"{name}-{type_name}.gguf")
     return _Job(path, path, out_path, outtype, quant, merge_dir)
 
