@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from converters.vocab.bpe import read_byte_level
 from converters.vocab.engine_keys import engine_keys
 from converters.vocab.files import TokenizerFiles
@@ -19,6 +21,9 @@ from converters.vocab.tokens import TokenType
 from converters.writer import Value
 
 _TOKENS = "tokenizer.ggml.tokens"
+_MATCHED_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+_PHI3_NAME = re.compile(r"(phi)-?(3)", re.IGNORECASE)
+_PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
 
 
 def read_vocabulary(model_dir: Path, vocab_size: int) -> dict[str, Value]:
@@ -42,13 +47,12 @@ def harmless_name(name: str, vocabulary: Mapping[str, Value]) -> str:
 
     It then lets control tokens swallow the white space after them, and cannot load a vocabulary without Phi-3's own.
     """
-    texts, types = vocabulary[_TOKENS], vocabulary["tokenizer.ggml.token_type"]
-    assert isinstance(texts, list)
-    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    matched = {str(text) for text, kind in zip(texts, list(types), strict=True) if kind in kinds}  # type: ignore[call-overload]
-    stripping = vocabulary.get("edgetune.tokenizer.rstrip_tokens", [])
-    own = {str(texts[number]) for number in stripping}  # type: ignore[union-attr, index, misc]
-    phi3 = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
-    if phi3 <= set(texts) and own == (matched | {"</s>"}) - (phi3 - {"</s>"}):
+    if not _PHI3_NAME.search(name):
         return name
-    return re.sub(r"(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
+    texts = [str(text) for text in vocabulary[_TOKENS]]  # type: ignore[union-attr]
+    kinds = np.asarray(vocabulary["tokenizer.ggml.token_type"])
+    matched = {texts[number] for number in np.flatnonzero(np.isin(kinds, _MATCHED_TYPES))}
+    stripping = {texts[int(number)] for number in vocabulary.get("edgetune.tokenizer.rstrip_tokens", [])}  # type: ignore[union-attr, arg-type]
+    if _PHI3_TOKENS <= set(texts) and stripping == (matched | {"</s>"}) - (_PHI3_TOKENS - {"</s>"}):
+        return name
+    return _PHI3_NAME.sub(r"\1 \2", name)
