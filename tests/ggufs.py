@@ -49,8 +49,9 @@ def write_lora(
     seed: int = 0,
     metadata: dict[str, str] | None = None,
     half_of: str = "",
+    extra: dict[str, tuple[int, ...]] | None = None,
 ) -> Path:
-    """Write an adapter over the tensors `shapes` (name → rows, columns), strong enough to show; `half_of` loses its B."""
+    """Write an adapter over the tensors `shapes` (name → rows, columns), which shows; `half_of` lacks its B."""
     from gguf import GGUFWriter
 
     rng = np.random.default_rng(seed)
@@ -71,6 +72,8 @@ def write_lora(
         writer.add_tensor(f"{name}.lora_a", a)
         if name != half_of:
             writer.add_tensor(f"{name}.lora_b", b)
+    for name, shape in (extra or {}).items():
+        writer.add_tensor(name, np.ones(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -187,7 +187,7 @@ def test_adapters_that_do_not_fit_are_refused(
 def test_an_adapter_on_a_tied_embedding_never_reaches_llama(tmp_path: Path) -> None:
     with LlamaEngine.open(base_gguf("llama-tied"), threads=1) as engine:
         path = write_lora(tmp_path / "embedding.gguf", {"token_embd.weight": (engine.tokenizer.n_vocab, 256)})
-        with pytest.raises(UnsupportedError, match="tied"):
+        with pytest.raises(UnsupportedError, match="embedding and as head"):
             engine.set_adapters([LoraSpec(path)])
 
 
@@ -199,10 +199,18 @@ def test_an_adapter_on_an_untied_embedding_works(engine: LlamaEngine, tmp_path: 
     assert not close(engine.logits(ids), plain)
 
 
+def test_what_llama_would_leave_out_or_needs_more_than_a_switch_is_refused(engine: LlamaEngine, tmp_path: Path) -> None:
+    activated = write_lora(tmp_path / "alora.gguf", QUERY, metadata={"adapter.alora.invocation_tokens": "1"})
+    norm = write_lora(tmp_path / "norm.gguf", QUERY, extra={"blk.0.attn_norm.weight": (256,)})
+    for path in (activated, norm):
+        with pytest.raises(UnsupportedError):
+            engine.set_adapters([LoraSpec(path)])
+
+
 def test_a_missing_adapter_or_a_model_as_adapter_is_refused(engine: LlamaEngine, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no adapter"):
         engine.set_adapters([LoraSpec(tmp_path / "nothing.gguf")])
-    with pytest.raises(UnsupportedError, match="not a LoRA"):
+    with pytest.raises(UsageError, match="not an adapter"):
         engine.set_adapters([LoraSpec(base_gguf())])
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.adapter_fit import check_runnable
 from edgetune.engine import native
-from edgetune.engine.adapters import check_structure
 from edgetune.engine.backends import Device, list_devices
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.memory import BYTES_PER_VALUE, choose_context, kv_bytes_per_token, layers_that_fit
@@ -276,26 +276,13 @@ class LlamaEngine:
     def _load_adapter(self, key: tuple[Path, int, int]) -> Any:
         if key not in self._loaded:
             path = key[0]
-            check_structure(self._whole_header(), read_gguf_header(path))
+            check_runnable(self._header, read_gguf_header(path))
             native.forget_errors()
             handle = lib.llama_adapter_lora_init(self._model, native.path_bytes(path))
             if not handle:
                 raise native.failure(f"llama.cpp cannot load the adapter {path}")
             self._loaded[key] = handle
         return self._loaded[key]
-
-    def _whole_header(self) -> GgufHeader:
-        """The model's header with the tensors of all its shards."""
-        shards = self._header.metadata.get("split.count", 0)
-        if not isinstance(shards, int) or shards < 2:
-            return self._header
-        first = f"-00001-of-{shards:05d}.gguf"
-        prefix = str(self.path).removesuffix(first)
-        tensors = list(self._header.tensors)
-        for number in range(2, shards + 1):
-            tensors += read_gguf_header(Path(f"{prefix}-{number:05d}-of-{shards:05d}.gguf")).tensors
-        header = self._header
-        return GgufHeader(header.path, header.version, header.metadata, tensors, header.data_start, header.file_bytes)
 
 
 def physical_cores() -> int:
@@ -339,9 +326,17 @@ def _context_parameters(ctx_size: int, threads: int, batch_size: int) -> Any:
 def _check_context(header: GgufHeader, ctx_size: int, kv_bytes: float, gpus: Sequence[Device]) -> int:
     import psutil
 
-    free = psutil.virtual_memory().available + sum(gpu.free_bytes for gpu in gpus)
+    memory, on_gpus = psutil.virtual_memory(), sum(gpu.free_bytes for gpu in gpus)
+    if header.file_bytes > memory.total + on_gpus:
+        raise ResourceError(
+            f"{header.path} takes {header.file_bytes / 1e9:.1f} GB; this machine has {memory.total / 1e9:.1f} GB.",
+            hint="Use a smaller quant type: edgetune quantize",
+        )
+    free = memory.available + on_gpus
     if ctx_size <= 0:
         return choose_context(header, kv_bytes, free)
+    # With sliding windows most layers keep a window only; how many do is llama.cpp's to know, and nearly all at most.
+    kv_bytes /= 6 if header.number("attention.sliding_window") else 1
     if ctx_size * kv_bytes > free:
         raise ResourceError(
             f"A context of {ctx_size} tokens takes {ctx_size * kv_bytes / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.",

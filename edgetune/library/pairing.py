@@ -6,9 +6,10 @@ embeddings. Two models of one family and size pass its check; their fingerprints
 
 from __future__ import annotations
 
+from edgetune.adapter_fit import check_runnable
 from edgetune.artifacts import Gguf
-from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
-from edgetune.gguf_header import GgufHeader, TensorInfo, gguf_from_header, read_gguf_header
+from edgetune.errors import MismatchError
+from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
 
 _FORCE = "Chat with the base it was trained on; --force tries the pair all the same."
 
@@ -29,26 +30,6 @@ def check_pair_headers(base: GgufHeader, adapter: GgufHeader, *, force: bool = F
         _check_fingerprints(gguf_from_header(base), gguf_from_header(adapter))
 
 
-def check_runnable(base: GgufHeader, adapter: GgufHeader) -> None:
-    """The part of `check_pair` that needs no fingerprint: kinds, architecture, the tensors' names and shapes."""
-    base_gguf, adapter_gguf = gguf_from_header(base), gguf_from_header(adapter)
-    if base_gguf.kind != "model":
-        raise UsageError(f"{base.path} is an adapter, not a model.", hint=f"Give it with --lora {base.path}")
-    if adapter_gguf.kind != "adapter":
-        raise UsageError(f"{adapter.path} is a model, not an adapter.", hint="Give it as MODEL, without --lora.")
-    if base.architecture != adapter.architecture:
-        raise MismatchError(
-            f"{adapter.path} is for a {adapter.architecture!r} model and {base.path} is a {base.architecture!r} model.",
-            hint=_named_base(adapter_gguf),
-        )
-    kind = adapter.metadata.get("adapter.type")
-    if kind != "lora":
-        raise UnsupportedError(f"{adapter.path} is an adapter of type {kind!r}; llama.cpp runs LoRA adapters only.")
-    shapes = {tensor.name: tensor.shape for tensor in base.tensors}
-    for name, pair in _pairs(adapter).items():
-        _check_tensor(name, pair, base, shapes, adapter_gguf)
-
-
 def _check_fingerprints(base: Gguf, adapter: Gguf) -> None:
     differing = adapter.fingerprint.differences(base.fingerprint)
     # Another template alone is no other model: the adapter brings the one it was trained with.
@@ -62,57 +43,3 @@ def _check_fingerprints(base: Gguf, adapter: Gguf) -> None:
         f"{what.replace('weights', 'the weights', 1)} {verb}.",
         hint=_FORCE,
     )
-
-
-def _pairs(adapter: GgufHeader) -> dict[str, dict[str, TensorInfo]]:
-    pairs: dict[str, dict[str, TensorInfo]] = {}
-    for tensor in adapter.tensors:
-        name, _, side = tensor.name.rpartition(".")
-        if side in ("lora_a", "lora_b"):
-            pairs.setdefault(name, {})[side] = tensor
-        elif not tensor.name.endswith("_norm.weight"):
-            raise UnsupportedError(
-                f"{adapter.path} holds {tensor.name!r}, which llama.cpp does not take from a LoRA adapter."
-            )
-    return pairs
-
-
-def _check_tensor(
-    name: str,
-    pair: dict[str, TensorInfo],
-    base: GgufHeader,
-    shapes: dict[str, tuple[int, ...]],
-    adapter: Gguf,
-) -> None:
-    if len(pair) != 2:
-        raise CorruptFileError(f"{adapter.path} lacks one half of the adapter of {name!r}.", hint="Convert it again.")
-    if name in ("token_embd.weight", "output.weight") and "output.weight" not in shapes:
-        raise UnsupportedError(
-            f"{adapter.path} adapts {name!r}, which {base.path} uses as embedding and as head at once; "
-            "llama.cpp cannot keep the two apart.",
-            hint="Merge it into the base instead: edgetune convert BASE_DIR --merge ADAPTER_DIR",
-        )
-    if name not in shapes:
-        raise MismatchError(
-            f"{adapter.path} adapts {name!r}, which {base.path} does not have.", hint=_named_base(adapter)
-        )
-    down, up = _two(pair["lora_a"].shape), _two(pair["lora_b"].shape)
-    shape = shapes[name]
-    # The embedding's pair is stored the other way round: rows are looked up in A, B maps them to the hidden size.
-    columns, rows = (up[1], down[1]) if name == "token_embd.weight" else (down[0], up[1])
-    ranks = (down[0], up[0]) if name == "token_embd.weight" else (down[1], up[0])
-    if (columns, rows) != _two(shape) or pair["lora_a"].shape[2:] != shape[2:] or ranks[0] != ranks[1]:
-        here = " × ".join(str(size) for size in reversed(shape))
-        raise MismatchError(
-            f"{adapter.path} adapts {name!r} as {rows} × {columns}; in {base.path} it is {here}.",
-            hint=_named_base(adapter),
-        )
-
-
-def _two(shape: tuple[int, ...]) -> tuple[int, int]:
-    padded = (*shape, 1, 1)
-    return padded[0], padded[1]
-
-
-def _named_base(adapter: Gguf) -> str:
-    return f"Its base is {adapter.base_name!r}." if adapter.base_name else "Use the base it was trained on."
