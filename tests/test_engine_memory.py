@@ -13,8 +13,8 @@ from edgetune.engine.memory import choose_context, kv_bytes_per_token, layers_th
 from edgetune.gguf_header import GgufHeader, TensorInfo
 
 
-def header(tensors: dict[str, int] | None = None, **values: Any) -> GgufHeader:
-    metadata = {
+def header(tensors: dict[str, int] | None = None, /, **values: Any) -> GgufHeader:
+    metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "llama.block_count": 4,
         "llama.embedding_length": 512,
