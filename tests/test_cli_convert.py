@@ -130,7 +130,7 @@ def test_a_failed_proof_keeps_the_name_free(
     assert out == ""
     assert "out.gguf" in err
     assert "'a' is [1] here" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed.gguf", "out.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "out.gguf.failed"]
     assert (tmp_path / "out.gguf").read_bytes() == b"an older file"
 
 

@@ -229,7 +229,8 @@ def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityRe
     try:
         require_passed(report)
     except ParityError as error:
-        failed = job.out_path.with_name(f"{job.out_path.stem}.failed.gguf")
+        # Not a .gguf any more: nothing must take it for a model or a run's adapter.
+        failed = job.out_path.with_name(f"{job.out_path.name}.failed")
         gguf.path.replace(failed)
         error.hint = f"It was not written. For a look at it, what was made is in {failed}."
         raise
