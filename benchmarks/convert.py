@@ -2,9 +2,9 @@
 
     python -m benchmarks.convert --llama-cpp DIR [--tokenizer DIR] [--work DIR] [--runs N]
 
-DIR is a llama.cpp source tree (the sdist of llama-cpp-python holds one, under vendor/llama.cpp). Prints, as ratios to the
-peer, the time and the peak memory of → f16, and the time of → Q4_K_M against converter plus quantizer. Each run is a
-process of its own: interpreter start and imports count, for both sides. The weights are random.
+DIR is a llama.cpp source tree (the sdist of llama-cpp-python holds one, under vendor/llama.cpp). Prints, as ratios to
+the peer, the time and the peak memory of → f16, and the time of → Q4_K_M against converter plus quantizer. Each run is
+a process of its own: interpreter start and imports count, for both sides. The weights are random.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,7 @@
 """What a model family is: the weights it expects, where they go, the metadata they come with, and what is refused.
 
-A family is a subclass of `Family` in `converters/families/`, found by `architectures[0]` of config.json. Its weights are
-one table: each entry names a checkpoint tensor, its shape, and one or more places in the GGUF file with the exact
+A family is a subclass of `Family` in `converters/families/`, found by `architectures[0]` of config.json. Its weights
+are one table: each entry names a checkpoint tensor, its shape, and one or more places in the GGUF file with the exact
 operations in between. The base converter and the adapter converter read the same table. Nothing here touches files.
 """
 
@@ -58,7 +58,7 @@ def weight(name: str, shape: tuple[int, ...], target: str, *operations: Operatio
 
 
 class Family:
-    """One model family. Subclasses say what differs; see the class attributes and the methods that raise or are empty."""
+    """One model family; a subclass says what differs, in class attributes and the methods that raise or are empty."""
 
     architectures: ClassVar[tuple[str, ...]] = ()
     """`architectures[0]` of config.json, for which the class is used."""

@@ -62,7 +62,7 @@ class Config(Mapping[str, Any]):
         if value not in allowed:
             wanted = " or ".join(repr(one) for one in allowed if one is not None)
             raise UnsupportedModel(
-                f"config.json sets {key} to {value!r}; llama.cpp's graph for this model computes as if it were {wanted}.",
+                f"config.json sets {key} to {value!r}; llama.cpp's graph for this model computes as with {wanted}.",
                 hint="A file made from it would answer differently from the model, so none is made.",
             )
 

@@ -44,7 +44,7 @@ class RotaryRows:
 
 @dataclass(frozen=True)
 class Transpose:
-    """GPT-2's Conv1D keeps (in, out); llama.cpp wants (out, in). PEFT's A and B are (rank, in) and (out, rank) already."""
+    """GPT-2's Conv1D keeps (in, out); llama.cpp wants (out, in). PEFT's A and B are (rank, in), (out, rank) already."""
 
     def apply(self, weight: Array) -> Array:
         return np.ascontiguousarray(weight.T)
@@ -74,7 +74,7 @@ class Add:
     amount: float
 
     def apply(self, weight: Array) -> Array:
-        return weight + np.float32(self.amount)
+        return np.asarray(weight + np.float32(self.amount))
 
     def apply_lora(self, a: Array, b: Array) -> tuple[Array, Array]:
         return a, b
@@ -87,7 +87,7 @@ class Scale:
     factor: float
 
     def apply(self, weight: Array) -> Array:
-        return weight * np.float32(self.factor)
+        return np.asarray(weight * np.float32(self.factor))
 
     def apply_lora(self, a: Array, b: Array) -> tuple[Array, Array]:
         return a, self.apply(b)

@@ -41,7 +41,7 @@ class Output:
 def plan(family: Family, checkpoint: Checkpoint) -> list[Output]:
     """The GGUF tensors of `checkpoint`, in the checkpoint's order.
 
-    Raises `CorruptCheckpoint` for a missing tensor or a wrong shape, `UnsupportedModel` for one the family does not know.
+    Raises `CorruptCheckpoint` for a missing tensor or a wrong shape, `UnsupportedModel` for an unknown one.
     """
     family.adopt(checkpoint.names)
     sources = _match(family, checkpoint)
@@ -51,7 +51,7 @@ def plan(family: Family, checkpoint: Checkpoint) -> list[Output]:
         entry = family.table[name]
         if checkpoint.shape(source) != entry.shape:
             raise CorruptCheckpoint(
-                f"The tensor {source!r} is {_text(checkpoint.shape(source))}; config.json makes it {_text(entry.shape)}.",
+                f"The tensor {source!r} is {_text(checkpoint.shape(source))}, by config.json {_text(entry.shape)}.",
                 hint="Use the config.json that belongs to these weights.",
             )
         for target in entry.targets:
@@ -75,7 +75,7 @@ def _match(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
     if unknown:
         raise UnsupportedModel(
             f"The checkpoint holds {_listed(unknown)}, which {family.architectures[0]} has no place for.",
-            hint="An adapter's or another model's tensors may have been saved with it; a file without them would differ.",
+            hint="Another model's or an adapter's tensors may have been saved with it; without them it would differ.",
         )
     missing = [name for name in family.table if name not in sources]
     if family.tied:
@@ -101,7 +101,7 @@ def _settle_head(family: Family, checkpoint: Checkpoint, sources: dict[str, str]
         del sources[family.head_name]
     elif not family.graph_has_head:
         raise UnsupportedModel(
-            f"The checkpoint's {head!r} differs from its embedding; llama.cpp's graph for this model always shares them."
+            f"The checkpoint's {head!r} differs from its embedding; llama.cpp's graph for this model shares them."
         )
 
 

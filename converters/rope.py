@@ -1,8 +1,9 @@
 """Rotary frequency scaling: what llama.cpp's metadata and tensors must say so that it rotates as transformers does.
 
-llama.cpp multiplies cos and sin by `rope.scaling.attn_factor`, and under YaRN by 1 + 0.1·ln(factor) besides; it reads no
-`beta_fast` and `beta_slow` in most graphs, so values other than the usual ones are refused there, or, where the graph
-takes a tensor of frequency factors, written into that. Sources: transformers' modeling_rope_utils.py; ggml's rope_yarn.
+llama.cpp multiplies cos and sin by `rope.scaling.attn_factor`, and under YaRN by 1 + 0.1·ln(factor) besides; it reads
+no `beta_fast` and `beta_slow` in most graphs, so values other than the usual ones are refused there, or, where the
+graph takes a tensor of frequency factors, written into that. Sources: transformers'
+modeling_rope_utils.py; ggml's rope_yarn.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def check_rope(rope: Rope, types: tuple[str, ...], *, partial: bool = False) -> 
     """Raise `UnsupportedModel` unless the graph computes the scaling `rope` asks for; `types` are those it can."""
     if rope.type not in types:
         raise UnsupportedModel(
-            f"config.json asks for the rotary scaling rope_type {rope.type!r}; llama.cpp's graph for this model does not have it.",
-            hint=f"It computes {', '.join(types)}.",
+            f"config.json sets rope_type to {rope.type!r}, which llama.cpp's graph for this model does not compute.",
+            hint=f"It computes {', '.join(one for one in types if one != FREQUENCIES)}.",
         )
     if not partial and rope.settings.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
         raise UnsupportedModel(
@@ -35,7 +36,7 @@ def check_rope(rope: Rope, types: tuple[str, ...], *, partial: bool = False) -> 
     if rope.type == "yarn" and not is_plain_yarn(rope) and FREQUENCIES not in types:
         fields = {key: rope.settings[key] for key in ("beta_fast", "beta_slow", "truncate") if key in rope.settings}
         raise UnsupportedModel(
-            f"config.json sets YaRN's {fields}; llama.cpp's graph for this model always takes beta_fast 32, beta_slow 1, truncate."
+            f"config.json sets YaRN's {fields}; llama.cpp's graph for this model takes beta_fast 32, beta_slow 1 only."
         )
 
 
@@ -125,7 +126,7 @@ def _llama3_factors(rope: Rope, dims: int, context: int) -> NDArray[np.float32]:
         smooth = (turns - low) / (high - low)
         between = np.float32(1) / ((np.float32(1) - smooth) / factor + smooth)
     factors = np.where(turns > high, np.float32(1), np.where(turns < low, factor, between))
-    return factors.astype(np.float32)
+    return np.asarray(factors, dtype=np.float32)
 
 
 def _yarn_factors(rope: Rope, dims: int, context: int) -> NDArray[np.float32]:
@@ -141,7 +142,7 @@ def _yarn_factors(rope: Rope, dims: int, context: int) -> NDArray[np.float32]:
     if low == high:
         high += 0.001
     ramp = np.clip((np.arange(dims // 2) - low) / (high - low), 0, 1)
-    return (1 / (ramp / factor + (1 - ramp))).astype(np.float32)
+    return np.asarray(1 / (ramp / factor + (1 - ramp)), dtype=np.float32)
 
 
 def _listed_factors(rope: Rope, key: str, dims: int) -> NDArray[np.float32]:

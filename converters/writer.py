@@ -60,7 +60,7 @@ class GgufWriter:
         self._state = _State.TENSORS
 
     def add(self, name: str, tensor_type: TensorType) -> int:
-        """Start the next tensor; returns where its bytes go. Adding the last one again starts it over as another type."""
+        """Start the next tensor; returns where its bytes go. The last one may be added again, as another type."""
         self._expect(_State.TENSORS)
         if name not in self._planned:
             raise ValueError(f"{name} was not announced")

@@ -248,7 +248,7 @@ def test_metadata_progress_and_space(checkpoint: Callable[[str], Path], tmp_path
     seen: list[tuple[int, int]] = []
     sizes: list[int] = []
     out_path = tmp_path / "model.gguf"
-    extra = {"edgetune.base.name": "x", "a.int": 7, "a.float": 0.5, "a.bool": True}
+    extra: dict[str, str | int | float | bool] = {"edgetune.base.name": "x", "a.int": 7, "a.float": 0.5, "a.bool": True}
     convert_base(
         checkpoint("llama"),
         out_path,
@@ -410,9 +410,9 @@ def test_pickles_unknown_architectures_and_missing_files(checkpoint: Callable[[s
     with pytest.raises(UnsupportedModel, match="BartForConditionalGeneration"):
         convert_base(model_dir, tmp_path / "model.gguf")
     (model_dir / "config.json").write_text("{")
-    with pytest.raises(CorruptCheckpoint, match="config.json"):
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
         convert_base(model_dir, tmp_path / "model.gguf")
-    with pytest.raises(CorruptCheckpoint, match="config.json"):
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
         convert_base(tmp_path, tmp_path / "model.gguf")
 
 
@@ -435,5 +435,5 @@ def test_importing_the_package_is_cheap() -> None:
     import subprocess
     import sys
 
-    code = "import sys, converters; converters.convert_base; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = "import sys, converters; converters.convert_base; sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,6 @@
 """What mixtures of experts share: one GGUF tensor for all experts of a layer, from either layout on disk.
 
-transformers saves each expert's matrices by themselves; a checkpoint may also hold them stacked, with gate and up in one.
+transformers saves each expert's matrices by themselves; a checkpoint may also hold them stacked, gate and up in one.
 """
 
 from __future__ import annotations

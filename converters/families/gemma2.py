@@ -7,8 +7,8 @@ query_pre_attn_scalar that says otherwise goes into the query weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from converters.base import Weight, weight
 from converters.errors import UnsupportedModel
@@ -25,7 +25,7 @@ class Gemma2(Llama):
 
     architectures = ("Gemma2ForCausalLM",)
     gguf_architecture = "gemma2"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": 1e-6,
         "head_dim": 256,

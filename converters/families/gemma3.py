@@ -1,4 +1,4 @@
-"""Gemma 3's text model: norms on each head's q and k, five layers of six with a window and rotary settings of their own.
+"""Gemma 3's text model: norms on each head's q and k, two kinds of layer with rotary settings of their own.
 
 The vision tower of `Gemma3ForConditionalGeneration` is left out: what remains answers text as the whole does.
 """
@@ -6,7 +6,7 @@ The vision tower of `Gemma3ForConditionalGeneration` is left out: what remains a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from converters.base import Weight, weight
 from converters.config import Rope, read_rope
@@ -22,7 +22,7 @@ class Gemma3(Gemma2):
 
     architectures = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
     gguf_architecture = "gemma3"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Gemma2.defaults,
         "vocab_size": 262208,
         "hidden_size": 2304,

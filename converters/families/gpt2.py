@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from converters.base import EMBEDDING, HEAD, Family, Weight, weight
 from converters.families.gemma2 import TANH_GELU
@@ -15,7 +16,7 @@ class Gpt2(Family):
 
     architectures = ("GPT2LMHeadModel",)
     gguf_architecture = "gpt2"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "n_positions": 1024,

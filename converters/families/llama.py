@@ -6,8 +6,8 @@ feed-forward biases and takes a tensor of frequency factors, so every rotary sca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from converters.writer import Value
 class Llama(Family):
     """`LlamaForCausalLM`; decoders with separate q, k, v and gate, up, down projections build on it."""
 
-    architectures = ("LlamaForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM",)
     gguf_architecture = "llama"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "attention_bias": False,

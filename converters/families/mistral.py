@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from converters.families.llama import Llama
 
 
@@ -9,7 +12,12 @@ class Mistral(Llama):
     """`MistralForCausalLM`, from Mistral 7B to Nemo."""
 
     architectures = ("MistralForCausalLM",)
-    defaults = {**Llama.defaults, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Llama.defaults,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    }
 
     @property
     def window(self) -> int | None:

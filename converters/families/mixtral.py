@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from converters.base import Weight, weight
 from converters.families.experts import expert_weights, stacked_expert_weights
@@ -14,7 +15,7 @@ class Mixtral(Mistral):
     """`MixtralForCausalLM`."""
 
     architectures = ("MixtralForCausalLM",)
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Mistral.defaults,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,

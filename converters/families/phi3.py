@@ -1,12 +1,13 @@
 """Phi-3, Phi-3.5 and Phi-4: q, k, v in one projection, gate and up in another, as the graph has them too.
 
 llama.cpp takes the short or the long frequency factors by the size of the context that is opened, transformers by the
-length of the text: up to the original context they agree when the context is no larger. The graph has no sliding window.
+length of the text: up to the original context they agree when the context is no larger. The graph has no window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class Phi3(Llama):
 
     architectures = ("Phi3ForCausalLM",)
     gguf_architecture = "phi3"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,

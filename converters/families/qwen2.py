@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from converters.families.llama import Llama
 from converters.writer import Value
 
@@ -11,7 +14,7 @@ class Qwen2(Llama):
 
     architectures = ("Qwen2ForCausalLM",)
     gguf_architecture = "qwen2"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "max_position_embeddings": 32768,
         "num_key_value_heads": 32,

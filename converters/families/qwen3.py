@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from converters.base import Weight, weight
 from converters.families.llama import Llama
@@ -15,7 +16,7 @@ class Qwen3(Qwen2):
 
     architectures = ("Qwen3ForCausalLM",)
     gguf_architecture = "qwen3"
-    defaults = {**Qwen2.defaults, "head_dim": 128}
+    defaults: ClassVar[Mapping[str, Any]] = {**Qwen2.defaults, "head_dim": 128}
 
     def check(self) -> None:
         Llama.check(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from converters.base import Weight, weight
 from converters.families.experts import expert_weights, stacked_expert_weights
@@ -15,7 +16,7 @@ class Qwen3Moe(Qwen3):
 
     architectures = ("Qwen3MoeForCausalLM",)
     gguf_architecture = "qwen3moe"
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         **{key: value for key, value in Qwen3.defaults.items() if key != "head_dim"},
         "num_key_value_heads": 4,
         "moe_intermediate_size": 768,

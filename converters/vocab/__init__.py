@@ -52,7 +52,7 @@ def harmless_name(name: str, vocabulary: Mapping[str, Value]) -> str:
     texts = [str(text) for text in vocabulary[_TOKENS]]  # type: ignore[union-attr]
     kinds = np.asarray(vocabulary["tokenizer.ggml.token_type"])
     matched = {texts[number] for number in np.flatnonzero(np.isin(kinds, _MATCHED_TYPES))}
-    stripping = {texts[int(number)] for number in vocabulary.get("edgetune.tokenizer.rstrip_tokens", [])}  # type: ignore[union-attr, arg-type]
-    if _PHI3_TOKENS <= set(texts) and stripping == (matched | {"</s>"}) - (_PHI3_TOKENS - {"</s>"}):
+    stripping = {texts[int(number)] for number in vocabulary.get("edgetune.tokenizer.rstrip_tokens", [])}  # type: ignore[union-attr]
+    if set(texts) >= _PHI3_TOKENS and stripping == (matched | {"</s>"}) - (_PHI3_TOKENS - {"</s>"}):
         return name
     return _PHI3_NAME.sub(r"\1 \2", name)

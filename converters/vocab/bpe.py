@@ -11,6 +11,7 @@ import numpy as np
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.vocab.files import TokenizerFiles, require_plain
+from converters.vocab.merges import merge_lines
 from converters.vocab.pre_tokenizer import recognise
 from converters.vocab.tokens import TokenTable
 from converters.writer import Value
@@ -26,9 +27,9 @@ def read_byte_level(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
     vocabulary, merges = bpe_parts(files, model)
     check_model(model)
     check_normalizers(tokenizer, _UNICODE_FORMS)
-    if model.get("unk_token") and not _BYTE_LETTERS <= vocabulary.keys():
+    if model.get("unk_token") and not vocabulary.keys() >= _BYTE_LETTERS:
         raise UnsupportedModel(
-            f"The vocabulary lacks some bytes, for which the tokenizer puts {model['unk_token']!r}; llama.cpp would drop them."
+            f"The vocabulary lacks some bytes, for which {model['unk_token']!r} stands; llama.cpp would drop them."
         )
     table = TokenTable(vocab_size)
     table.add_vocabulary(vocabulary)
@@ -82,22 +83,6 @@ def normalizer_steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(stage, dict):
         return []
     return list(stage.get("normalizers") or []) if stage.get("type") == "Sequence" else [stage]
-
-
-def merge_pairs(merges: list[Any]) -> list[tuple[str, str]]:
-    """Merges as pairs, from either spelling that tokenizer.json has."""
-    if merges and isinstance(merges[0], str):
-        return [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    return [(left, right) for left, right in merges]
-
-
-def merge_lines(merges: list[Any]) -> list[str]:
-    """Merges as "left right", from either spelling; a space inside a part is written as its byte letter."""
-    if merges and isinstance(merges[0], str):
-        return merges
-    if any(" " in left or " " in right for left, right in merges):
-        merges = [(left.replace(" ", "Ġ"), right.replace(" ", "Ġ")) for left, right in merges]
-    return [f"{left} {right}" for left, right in merges]
 
 
 def _byte_letters() -> frozenset[str]:

@@ -36,7 +36,7 @@ class TokenizerFiles:
     def __init__(self, model_dir: Path) -> None:
         self.model_dir = model_dir
         self.tokenizer = self.read_json("tokenizer.json")
-        """tokenizer.json, empty when there is none; `read_vocabulary` puts what transformers makes of it in its place."""
+        """tokenizer.json, empty when there is none; `read_vocabulary` replaces it by what transformers makes of it."""
 
     @cached_property
     def config(self) -> dict[str, Any]:

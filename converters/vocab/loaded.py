@@ -38,7 +38,7 @@ _REBUILDING = ("LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokeni
 
 
 def load_tokenizer(files: TokenizerFiles) -> dict[str, Any]:
-    """tokenizer.json's content as transformers would have it in memory. Raises `CorruptCheckpoint` without any tokenizer."""
+    """tokenizer.json's content as transformers would have it in memory; `CorruptCheckpoint` without any tokenizer."""
     tokenizer = dict(files.tokenizer)
     kind = tokenizer_class(files)
     if not tokenizer:
@@ -153,7 +153,7 @@ def _from_sentencepiece(model: SentencePieceModel, kind: str) -> dict[str, Any]:
 
 
 def generate_merges(vocabulary: dict[str, int]) -> list[list[str]]:
-    """The merges that a vocabulary without any stands for: every split of a piece into two, in the order of the pieces."""
+    """The merges that a vocabulary without any stands for: every split of a piece in two, in the pieces' order."""
     merges = []
     for piece in sorted(vocabulary, key=vocabulary.__getitem__):
         splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]

@@ -1,8 +1,8 @@
 """Recognises a byte-level pre-tokenizer by what it does, under llama.cpp's name for the same behaviour.
 
 llama.cpp's converter looks the name up by a hash of token ids, so it knows no vocabulary it has not met. Here the rules
-that tokenizer.json spells out are compared: first as written, then by splitting a few thousand texts with both. One that
-no name stands for is refused: there is no place for a regular expression in a GGUF file.
+that tokenizer.json spells out are compared: first as written, then by splitting a few thousand texts with both. One
+that no name stands for is refused: there is no place for a regular expression in a GGUF file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from converters.errors import UnsupportedModel
 from converters.vocab.loaded import QWEN2_REGEX
+from converters.vocab.merges import merge_pairs
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,9 +35,20 @@ _DEEPSEEK3 = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 _DEEPSEEK_LETTERS = (
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼ"
-    r"ℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+    r"\s?["
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-"
+    "\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-"
+    "\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d"
+    "\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-"
+    "\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-"
+    "\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-"
+    "\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-"
+    "\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-"
+    "\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+    "]+"
 )
+"""Spelled as escapes: some of the letters have look-alikes that editors put in their place."""
 _CHINESE = r"[一-龥ࠀ-一가-퟿]+"
 
 _Step = dict[str, Any]
@@ -80,7 +92,8 @@ KNOWN = (
         "qwen35",
         (
             *_split(
-                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+                rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
             ),
             _BYTES,
         ),
@@ -100,8 +113,8 @@ def recognise(tokenizer: Mapping[str, Any]) -> str:
     prefixed = [step for step in steps if step.get("type") == "ByteLevel" and step.get("add_prefix_space")]
     if prefixed:
         raise UnsupportedModel(
-            "The tokenizer puts a space in front of every text (ByteLevel's add_prefix_space); llama.cpp does not do that "
-            "for a byte-level vocabulary."
+            "The tokenizer puts a space in front of every text (ByteLevel's add_prefix_space); "
+            "llama.cpp does not do that for a byte-level vocabulary."
         )
     wanted = bool((tokenizer.get("model") or {}).get("ignore_merges"))
     alike = [known for known in KNOWN if _spelling(known.steps) == _spelling(steps)]
@@ -158,11 +171,14 @@ def _splitter(steps: Sequence[_Step]) -> Any:
         "version": "1.0",
         "model": {"type": "BPE", "vocab": {}, "merges": []},
         "added_tokens": [],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{**_BYTES, **step} if step.get("type") == "ByteLevel" else step for step in steps],
+        },
     }
     try:
         return Tokenizer.from_str(json.dumps(blank)).pre_tokenizer
-    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower for a definition it cannot read
+    except Exception as error:
         raise UnsupportedModel(f"tokenizer.json's pre_tokenizer cannot be read: {error}.") from error
 
 
@@ -179,11 +195,10 @@ def _sample_texts() -> list[str]:
 
 
 def _merges_reach_every_token(model: Mapping[str, Any]) -> bool:
-    """Whether merging alone makes each token of the vocabulary from its characters, so that ignore_merges is no matter."""
+    """Whether merging alone makes each token of the vocabulary, so that ignore_merges does not matter."""
     from tokenizers import models
 
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    plain = models.BPE(vocab=model["vocab"], merges=merges)
+    plain = models.BPE(vocab=model["vocab"], merges=merge_pairs(model["merges"]))
     return all(len(plain.tokenize(token)) == 1 for token in model["vocab"])
 
 

@@ -1,9 +1,9 @@
 """SentencePiece-style BPE over characters with a fallback to bytes (Llama 2, Phi-3, Gemma, Mistral) → GGUF.
 
-llama.cpp's own kind for it ("llama") merges any two neighbours that make up a token, best score first; Hugging Face merges
-listed pairs, lowest rank first. They agree when every way to put a token together is listed, one after the other, and no
-control token can be put together. Vocabularies trained otherwise go to llama.cpp's BPE over plain characters, which
-keeps to the list.
+llama.cpp's own kind for it ("llama") merges any two neighbours that make up a token, best score first; Hugging Face
+merges listed pairs, lowest rank first. They agree when every way to put a token together is listed, one after the
+other, and no control token can be put together. Vocabularies trained otherwise go to llama.cpp's BPE over
+plain characters, which keeps to the list.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import UnsupportedModel
-from converters.vocab.bpe import bpe_parts, check_model, check_normalizers, merge_pairs, normalizer_steps
+from converters.vocab.bpe import bpe_parts, check_model, check_normalizers, normalizer_steps
 from converters.vocab.files import TokenizerFiles, require_plain
+from converters.vocab.merges import merge_pairs
 from converters.vocab.proto import read_sentencepiece
 from converters.vocab.tokens import TokenTable, TokenType
 from converters.writer import Value
@@ -85,7 +86,7 @@ def _prefix_space(tokenizer: dict[str, Any]) -> str:
         return "where_missing" if scheme == "always" else str(scheme)
     if stage is not None and not (replaced and _splits_at_spaces(stage)):
         raise UnsupportedModel(
-            f"The tokenizer splits text with {stage.get('type')} before a SentencePiece vocabulary, which llama.cpp does not do."
+            f"The tokenizer splits text with {stage.get('type')} before a vocabulary of characters; llama.cpp does not."
         )
     if not replaced:
         raise UnsupportedModel("The tokenizer leaves spaces as they are before a vocabulary over characters.")
@@ -119,7 +120,7 @@ def _check_words(tokenizer: Mapping[str, Any], vocabulary: Mapping[str, int], fi
     crossing = next((text for text in vocabulary if _SPACE in text[1:] and text not in added), None)
     if crossing is not None:
         raise UnsupportedModel(
-            f"The tokenizer splits text into words, but its vocabulary has {crossing!r}, which llama.cpp would put together."
+            f"The tokenizer splits text into words, and its vocabulary has {crossing!r}; llama.cpp would join words."
         )
 
 
@@ -179,8 +180,8 @@ def _own_scores(
 def _check_character_bpe(vocabulary: Mapping[str, int], prefix: str) -> None:
     if prefix == "always":
         raise UnsupportedModel(
-            "The tokenizer puts a space before every piece of text, and its merges are not the full list that llama.cpp's "
-            "SentencePiece kind supposes."
+            "The tokenizer puts a space before every piece of text, and its merges are not the full list that "
+            "llama.cpp's SentencePiece kind supposes."
         )
     mixed = next((text for text in vocabulary if "\n" in text and text.strip("\n")), None)
     if mixed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
@@ -168,6 +168,6 @@ def _unused(tokens: Mapping[str, int]) -> int:
     return padding[0]
 
 
-def _numbers(value: object) -> Iterable[int] | Any:
+def _numbers(value: object) -> Iterator[int]:
     values = value if isinstance(value, list) else [value]
     return (number for number in values if isinstance(number, int) and not isinstance(number, bool) and number >= 0)
