@@ -20,6 +20,7 @@ _WHAT = {
     "adapter_template": "adapter's chat template",
     "stop": "BOS, EOS, stop tokens",
     "structure": "structure",
+    "adapter_effect": "adapter's effect",
 }
 
 

@@ -36,6 +36,9 @@ FIXED_BOUNDS = {"F32": 1e-4, "F16": 1e-3}
 MINIMUM = {False: 1e-4, True: 2e-2}
 """Least bound on the mean KL, without and with experts: there a rounding error can send a token to another expert."""
 
+EFFECT = (0.7, 1.4)
+"""Allowed size of an adapter's effect on a coarse base, as a multiple of PEFT's on a base with noise of that size."""
+
 Logits = NDArray[np.float32]
 Bounded = Literal["mean_kl", "max_kl"]
 

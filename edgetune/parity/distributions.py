@@ -74,6 +74,31 @@ def compare(expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.
     return result
 
 
+def effect_ratio(
+    plain: Sequence[NDArray[np.float32]],
+    adapted: Sequence[NDArray[np.float32]],
+    plain_found: Sequence[NDArray[np.float32]],
+    adapted_found: Sequence[NDArray[np.float32]],
+) -> float | None:
+    """How large the adapter's change of the logits is, along torch's change and relative to it; None without a change.
+
+    The base's own rounding error is in both of llama.cpp's terms and largely cancels.
+    """
+    along = total = 0.0
+    for p, a, q, b in zip(plain, adapted, plain_found, adapted_found, strict=True):
+        width = min(p.shape[1], q.shape[1])
+        expected, found = (_centred(late[:, :width] - early[:, :width]) for early, late in ((p, a), (q, b)))
+        along += float((expected * found).sum(dtype=np.float64))
+        total += float((expected * expected).sum(dtype=np.float64))
+    positions = sum(len(rows) for rows in plain)
+    return along / total if total > 1e-6 * positions else None
+
+
+def _centred(change: NDArray[np.float32]) -> NDArray[np.float32]:
+    change -= change.mean(axis=1, keepdims=True)
+    return change
+
+
 def llama_logits(
     gguf_path: Path,
     sequences: Sequence[Sequence[int]],

@@ -11,7 +11,7 @@ from edgetune.events import Notice, Sink, ignore
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.hardware import available_memory
 from edgetune.parity import bounds, structure, tokens
-from edgetune.parity.distributions import Comparison, compare, llama_logits
+from edgetune.parity.distributions import Comparison, compare, effect_ratio, llama_logits
 from edgetune.parity.reference import NO_TRANSFORMERS, Reference, effective_template, load_reference
 from edgetune.parity.sequences import choose_sequences, threshold_length
 from edgetune.parity.torch_model import TorchModel, parameter_count
@@ -46,10 +46,12 @@ def verify(
             model = TorchModel.load(base_dir, adapter_dir, available_bytes=available_memory())
         except ImportError:
             not_checked.append(f"next-token distributions: torch is not installed ({_TORCH})")
-        except (ResourceError, UnsupportedError) as error:
+        except ResourceError as error:
             not_checked.append(f"next-token distributions: {error.message}")
         else:
-            logits = _Proof(base_dir, header, lora, sink).run(model, reference, data_path)
+            proof = _Proof(base_dir, header, lora, sink)
+            logits = proof.run(model, reference, data_path)
+            checks += proof.checks
     else:
         not_checked.append("next-token distributions: the files' structure already differs")
     return ParityReport(gguf_path, lora_path, tuple(checks), logits, tuple(not_checked))
@@ -108,6 +110,8 @@ class _Proof:
         self.config = structure.text_config(base_dir)
         self.is_moe = structure.is_moe(self.config)
         self.parameters = parameter_count(base_dir)
+        self.checks: list[ParityCheck] = []
+        """What was found besides the distributions."""
 
     def run(self, model: TorchModel, reference: Reference | None, data_path: Path | None) -> LogitsParity:
         """Compare on the chosen sequences and grade."""
@@ -117,17 +121,13 @@ class _Proof:
             reference, self.config, parameters=self.parameters, base_dir=self.base_dir, data_path=data_path
         )
         expected = model.logits(sequences, label="torch", sink=self.sink)
-        found = llama_logits(
-            self.header.path,
-            sequences,
-            lora_path=self.lora.path if self.lora else None,
-            long_from=threshold_length(self.config),
-            sink=self.sink,
-        )
+        found = self._llama_logits(sequences, with_lora=True)
         comparison = compare(expected, found)
         headers = [self.header, *([self.lora] if self.lora else [])]
         fixed = bounds.fixed_bound(bounds.coarsest_type(*headers), is_moe=self.is_moe, torch_dtype=model.dtype)
         bound, bounded = fixed or self._noise_bound(model, sequences, expected)
+        if self.lora and not fixed:
+            self._check_effect(model, sequences, expected, found)
         return LogitsParity(
             positions=comparison.positions,
             mean_kl=comparison.mean_kl,
@@ -136,6 +136,34 @@ class _Proof:
             bound=bound,
             bounded=bounded,
         )
+
+    def _llama_logits(self, sequences: list[list[int]], *, with_lora: bool) -> list[bounds.Logits]:
+        return llama_logits(
+            self.header.path,
+            sequences,
+            lora_path=self.lora.path if self.lora and with_lora else None,
+            long_from=threshold_length(self.config),
+            sink=self.sink,
+        )
+
+    def _check_effect(
+        self, model: TorchModel, sequences: list[list[int]], expected: list[bounds.Logits], found: list[bounds.Logits]
+    ) -> None:
+        """On a coarse base a weak adapter drowns in the base's rounding; what it changes can still be compared."""
+        with model.without_adapter():
+            plain = model.logits(sequences, label="effect", sink=self.sink)
+        with model.noise(bounds.noise_levels(self.header, self.lora, torch_dtype=model.dtype), seed=0):
+            noisy = model.logits(sequences, label="effect", sink=self.sink)
+            with model.without_adapter():
+                noisy_plain = model.logits(sequences, label="effect", sink=self.sink)
+        ratio = effect_ratio(plain, expected, self._llama_logits(sequences, with_lora=False), found)
+        owed = effect_ratio(plain, expected, noisy_plain, noisy)
+        if ratio is None or not owed:
+            return
+        low, high = bounds.EFFECT
+        fits = low <= ratio / owed <= high
+        difference = f"the adapter changes the logits {ratio / owed:.2f} times as much as PEFT's does"
+        self.checks.append(ParityCheck("adapter_effect", 1, int(fits), "" if fits else difference))
 
     def _noise_bound(
         self, model: TorchModel, sequences: list[list[int]], expected: list[bounds.Logits]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ class TorchModel:
                 found.append(logits.float().numpy())
             sink(Progress(label, sum(map(len, sequences[:number])), total, "tokens", f"sequence {number}"))
         return found
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Switch PEFT's adapter off for the block's duration."""
+        context: AbstractContextManager[None] = self._model.disable_adapter()
+        return context
 
     @contextmanager
     def noise(self, levels: NoiseLevels, *, seed: int) -> Iterator[None]:
