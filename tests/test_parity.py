@@ -29,6 +29,8 @@ from edgetune.parity.texts import random_texts, stress_texts
 from edgetune.quantize import quantize
 from tests.checkpoints import edit_json, write_checkpoint
 
+slow = pytest.mark.slow
+
 Edit = Callable[[str, NDArray[Any]], None]
 
 
@@ -99,7 +101,9 @@ def test_a_right_file_passes_with_room(files: Path) -> None:
     assert report.not_checked == ()
 
 
-@pytest.mark.parametrize("quant_type", ["Q8_0", "Q4_K_M", "Q2_K", "BF16"])
+@pytest.mark.parametrize(
+    "quant_type", ["Q4_K_M", *(pytest.param(name, marks=slow) for name in ("Q8_0", "Q2_K", "BF16"))]
+)
 def test_right_files_of_coarse_types_pass(files: Path, tmp_path: Path, quant_type: str) -> None:
     quantize(files / "f32.gguf", tmp_path / "q.gguf", quant_type)
     report = verify(files / "hf", tmp_path / "q.gguf")
@@ -142,7 +146,14 @@ def put_nan(name: str, weight: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [swap_two_heads, undo_the_rope_permutation, zero_a_matrix, scale_a_norm, shift_the_embedding, put_nan],
+    [
+        swap_two_heads,
+        put_nan,
+        *(
+            pytest.param(fault, marks=slow)
+            for fault in (undo_the_rope_permutation, zero_a_matrix, scale_a_norm, shift_the_embedding)
+        ),
+    ],
 )
 def test_a_wrong_tensor_fails(files: Path, tmp_path: Path, fault: Edit) -> None:
     report = verify(files / "hf", edited(files / "f16.gguf", tmp_path / "wrong.gguf", fault))
@@ -151,6 +162,7 @@ def test_a_wrong_tensor_fails(files: Path, tmp_path: Path, fault: Edit) -> None:
         require_passed(report)
 
 
+@slow
 @pytest.mark.parametrize("fault", [undo_the_rope_permutation, zero_a_matrix, shift_the_embedding])
 @pytest.mark.parametrize("quant_type", ["Q8_0", "Q4_K_M"])
 def test_a_wrong_tensor_fails_in_a_quantized_file(files: Path, tmp_path: Path, fault: Edit, quant_type: str) -> None:
@@ -164,9 +176,15 @@ def test_a_right_adapter_passes(files: Path) -> None:
     assert report.lora_path == files / "lora.gguf"
 
 
-@pytest.mark.parametrize("base_type", ["F16", "Q4_K_M"])
-@pytest.mark.parametrize("scale", [0.25, 2.0])
-def test_a_wrongly_scaled_adapter_fails(files: Path, tmp_path: Path, scale: float, base_type: str) -> None:
+@pytest.mark.parametrize(
+    ("base_type", "scale", "seen"),
+    [
+        ("F16", 0.25, "logits"),
+        pytest.param("Q4_K_M", 0.25, "adapter_effect", marks=slow),
+        pytest.param("Q4_K_M", 2.0, "adapter_effect", marks=slow),
+    ],
+)
+def test_a_wrongly_scaled_adapter_fails(files: Path, tmp_path: Path, base_type: str, scale: float, seen: str) -> None:
     def rescale(name: str, weight: NDArray[Any]) -> None:
         if name.endswith("lora_b"):
             weight *= scale
@@ -176,9 +194,10 @@ def test_a_wrongly_scaled_adapter_fails(files: Path, tmp_path: Path, scale: floa
     if base_type != "F16":
         quantize(files / "f32.gguf", base := tmp_path / "q.gguf", base_type)
         assert verify(files / "hf", base, adapter_dir=files / "peft", lora_path=files / "lora.gguf").passed
-    assert failed_check(verify(files / "hf", base, adapter_dir=files / "peft", lora_path=lora)) == "logits"
+    assert failed_check(verify(files / "hf", base, adapter_dir=files / "peft", lora_path=lora)) == seen
 
 
+@slow
 def test_a_merged_file_is_compared_with_both(files: Path, tmp_path: Path) -> None:
     export_base(files / "hf", tmp_path / "merged.gguf", outtype="f16", merge=files / "peft")
     assert verify(files / "hf", tmp_path / "merged.gguf", adapter_dir=files / "peft", merged=True).passed
@@ -193,6 +212,7 @@ def test_another_base_is_seen_before_anything_heavy(files: Path, tmp_path: Path)
     assert "another base" in next(check.first_difference for check in report.checks if not check.passed)
 
 
+@slow
 def test_an_adapter_of_another_base_is_seen(files: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", "llama", seed=5)
     lora = tmp_path / "lora.gguf"
@@ -235,6 +255,7 @@ def test_metadata_that_contradicts_the_config_fails(files: Path, tmp_path: Path)
     assert "layer_norm_rms_epsilon" in report.checks[3].first_difference
 
 
+@slow
 def test_held_out_rows_are_what_is_predicted(files: Path, tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": f"the {n}"}, {"role": "assistant", "content": "of and to"}]}
@@ -295,7 +316,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("missing", [("torch", "transformers", "peft"), ("torch",)])
+@pytest.mark.parametrize("missing", [("torch", "transformers", "peft"), pytest.param(("torch",), marks=slow)])
 def test_without_torch_the_rest_is_checked(files: Path, missing: tuple[str, ...]) -> None:
     code = _WITHOUT.format(names=repr(missing))
     arguments = ["verify", str(files / "hf"), str(files / "f16.gguf"), "--json"]
@@ -368,6 +389,7 @@ def test_the_stress_set_is_the_same_every_time() -> None:
     assert all(text.encode() for text in random_texts(200, seed=3))
 
 
+@slow
 def test_the_report_in_json_has_no_surprises(files: Path) -> None:
     values = report_values(verify(files / "hf", files / "f16.gguf"))
     assert json.loads(json.dumps(values)) == values
