@@ -40,6 +40,12 @@ CONFIG = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
+QUANTIZER = """
+import sys, llama_cpp
+settings = llama_cpp.llama_model_quantize_default_params()
+settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), settings))
+"""
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen2.5"
 
@@ -62,7 +68,7 @@ def measure(work_dir: Path, llama_cpp: Path, tokenizer_dir: Path, *, runs: int) 
     ours, peer, quantized = (work_dir / f"{name}.gguf" for name in ("ours", "peer", "quantized"))
     edgetune = [sys.executable, "-m", "edgetune", "convert", str(model_dir), "--no-verify"]
     converter = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(model_dir), "--outtype", "f16"]
-    quantizer = [sys.executable, "-m", "benchmarks.convert_quantize", str(peer), str(quantized)]
+    quantizer = [sys.executable, "-c", QUANTIZER, str(peer), str(quantized)]
     f16 = best(runs, [*edgetune, "--outtype", "f16", "-o", str(ours)])
     peer_f16 = best(runs, [*converter, "--outfile", str(peer)])
     peer_quantize = best(runs, quantizer)

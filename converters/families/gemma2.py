@@ -23,7 +23,7 @@ TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
 class Gemma2(Llama):
     """`Gemma2ForCausalLM`."""
 
-    architectures = ("Gemma2ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("Gemma2ForCausalLM",)
     gguf_architecture = "gemma2"
     defaults: ClassVar[Mapping[str, Any]] = {
         "hidden_activation": "gelu_pytorch_tanh",
