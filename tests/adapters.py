@@ -80,16 +80,6 @@ def gguf_logits(path: Path, lora_path: Path | None = None, ids: Sequence[int] = 
         return np.asarray(engine.logits(list(ids)))
 
 
-def soften_embedding(base_dir: Path, *, factor: float = 0.2) -> None:
-    """Scale a checkpoint's embedding down: Gemma's, tied and multiplied by √hidden, would only ever repeat a token."""
-    from safetensors.torch import load_file, save_file
-
-    path = base_dir / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.embed_tokens.weight"] *= factor
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 def _load(base_dir: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from converters import CorruptCheckpoint, UnsupportedAdapter, convert_adapter, convert_base
 from edgetune.gguf_header import read_gguf_header
-from tests.adapters import IDS, gguf_logits, peft_logits, soften_embedding, write_adapter
+from tests.adapters import IDS, gguf_logits, peft_logits, write_adapter
 from tests.checkpoints import edit_json, write_checkpoint
 from tests.llama_logits import max_kl
 
@@ -75,8 +75,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
         if family not in made:
             directory = tmp_path_factory.mktemp(family) / "tiny"
             write_checkpoint(directory, family)
-            if family.startswith("gemma"):
-                soften_embedding(directory)
             convert_base(directory, directory / "base.gguf", outtype="f16")
             made[family] = directory
         return made[family]

@@ -15,7 +15,7 @@ from converters.checkpoint import SafetensorsCheckpoint, load_float32
 from converters.config import read_config
 from converters.merge import merge_adapter
 from edgetune.gguf_header import read_gguf_header
-from tests.adapters import gguf_logits, peft_logits, soften_embedding, write_adapter
+from tests.adapters import gguf_logits, peft_logits, write_adapter
 from tests.checkpoints import build_bpe_tokenizer, edit_json, write_checkpoint
 from tests.llama_logits import max_kl
 
@@ -69,8 +69,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     def make(family: str) -> Path:
         if family not in made:
             made[family] = write_checkpoint(tmp_path_factory.mktemp(f"merge-{family}") / "tiny", family)
-            if family.startswith("gemma"):
-                soften_embedding(made[family])
         return made[family]
 
     return make
