@@ -23,6 +23,9 @@ IGNORED = -100
 
 _BATCHES_SORTED_TOGETHER = 32
 
+_LENGTH_STEP = 16
+"""Batches are padded to a multiple of this: oneDNN keeps kernels for every shape it meets, in bf16 up to gigabytes."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -61,10 +64,11 @@ def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: 
 
 
 def collate(sequences: Sequence[Tokenized], device: torch.device) -> Batch:
-    """Pad `sequences` on the right to the longest of them."""
+    """Pad `sequences` on the right to one length, that of the longest rounded up."""
     import torch
 
     longest = max(len(sequence.ids) for sequence in sequences)
+    longest += -longest % _LENGTH_STEP
     ids = np.zeros((len(sequences), longest), dtype=np.int64)
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORED)
