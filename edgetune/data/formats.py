@@ -99,7 +99,7 @@ def _text(values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
 
 
 def _conversation(messages: list[dict[str, Any]], values: Mapping[str, Any]) -> Conversation:
-    learned = [message["role"] == "assistant" and message.pop("weight", 1) != 0 for message in messages]
+    learned = [message.pop("weight", 1) != 0 and message["role"] == "assistant" for message in messages]
     if not any(learned):
         raise RowError("at least one assistant message to learn", "none")
     last = max(index for index, is_learned in enumerate(learned) if is_learned) + 1

@@ -1,0 +1,245 @@
+"""Files to examples: formats, encodings, and bad rows named by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.data import Dataset, held_out_ids, read_dataset, tokenize
+from edgetune.data.formats import Conversation, Document, Example, Pair
+from edgetune.data.tokenizer import load_tokenizer
+from edgetune.errors import DataError, UsageError
+from edgetune.events import Event, Notice
+from tests.checkpoints import build_bpe_tokenizer
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fox"}]}
+TURNS = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "fox"})
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, *, has_template: bool = True, **options: Any) -> Dataset:
+    return read_dataset([path], has_template=has_template, **options)
+
+
+def examples(path: Path, *, has_template: bool = True, **options: Any) -> list[Example]:
+    return [example for _, example in read(path, has_template=has_template, **options).examples["train"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        pytest.param(CHAT, "chat messages", id="messages"),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "fox"}]},
+            "ShareGPT",
+            id="sharegpt",
+        ),
+        pytest.param({"instruction": "hello", "input": "", "output": "fox"}, "Alpaca", id="alpaca"),
+        pytest.param({"prompt": "hello", "completion": "fox"}, "prompt/completion", id="pair"),
+        pytest.param(
+            {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}, "prompt/completion", id="turn-pair"
+        ),
+        pytest.param({"question": "hello", "answer": "fox"}, "question/answer", id="question"),
+    ],
+)
+def test_every_format_becomes_the_same_conversation(tmp_path: Path, row: Mapping[str, Any], name: str) -> None:
+    said: list[Event] = []
+    path = write_rows(tmp_path / "train.jsonl", [row])
+    assert examples(path, sink=said.append) == [Conversation(TURNS, (), (False, True))]
+    assert any(isinstance(event, Notice) and name in event.text for event in said)
+
+
+def test_without_a_template_pairs_are_bare_text(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "hello", "completion": " fox"}])
+    assert examples(path, has_template=False) == [Pair("hello", " fox")]
+    path = write_rows(tmp_path / "b.jsonl", [{"question": "2+2?", "answer": "4"}])
+    assert examples(path, has_template=False) == [Pair("Question: 2+2?\nAnswer:", " 4")]
+    with pytest.raises(DataError, match="no chat template") as caught:
+        examples(write_rows(tmp_path / "c.jsonl", [CHAT]), has_template=False)
+    assert "--chat-template" in caught.value.hint
+
+
+def test_alpaca_input_system_and_history(tmp_path: Path) -> None:
+    row = {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["u1", "a1"], ["u2", "a2"]]}
+    (example,) = examples(write_rows(tmp_path / "a.jsonl", [row]))
+    assert isinstance(example, Conversation)
+    assert [message["content"] for message in example.messages] == ["s", "u1", "a1", "u2", "a2", "i\n\nx", "o"]
+
+
+def test_sharegpt_tool_calls(tmp_path: Path) -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "find"},
+            {"from": "function_call", "value": '{"name": "find", "arguments": {"what": "fox"}}'},
+            {"from": "observation", "value": "here"},
+            {"from": "gpt", "value": "It is here."},
+        ],
+        "system": "be kind",
+        "tools": '[{"name": "find", "parameters": {}}]',
+    }
+    (example,) = examples(write_rows(tmp_path / "a.jsonl", [row]))
+    assert isinstance(example, Conversation)
+    assert example.tools == ({"type": "function", "function": {"name": "find", "parameters": {}}},)
+    assert example.learned == (False, False, True, False, True)
+    (call,) = example.messages[2]["tool_calls"]
+    assert call["function"] == {"name": "find", "arguments": {"what": "fox"}}
+    assert example.messages[3]["tool_call_id"] == call["id"]
+    assert len(call["id"]) == 9
+
+
+def test_openai_details(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": null}'}}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "r"},
+            {"role": "assistant", "content": "no", "weight": 0},
+            {"role": "user", "content": "ignored: nothing is learned after it"},
+        ]
+    }
+    (example,) = examples(write_rows(tmp_path / "a.jsonl", [row]))
+    assert isinstance(example, Conversation)
+    assert example.messages[:2] == ({"role": "system", "content": "s"}, {"role": "user", "content": "ab"})
+    assert example.messages[2]["tool_calls"][0]["function"]["arguments"] == {"a": None}
+    assert example.learned == (False, False, True)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "tsv", "parquet"])
+def test_file_types_say_the_same(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f'say {n}, "now"\nplease', "completion": f"é{n}"} for n in range(3)]
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    elif suffix == "jsonl":
+        write_rows(path, rows)
+    elif suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"], delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    wanted = [Pair(row["prompt"], row["completion"]) for row in rows]
+    assert examples(path, task="completion") == wanted
+
+
+def test_text_files_are_documents(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\n\ntwo", encoding="utf-8")
+    assert examples(tmp_path) == [Document("one\n\ntwo")]
+
+
+GOOD = json.dumps(CHAT)
+BAD_LINES = [
+    pytest.param("{not json", "expected a JSON object", id="broken-json"),
+    pytest.param("[1, 2]", "found '\\[1, 2\\]'", id="list"),
+    pytest.param('{"text": "x"}', "found the columns text", id="other-format"),
+    pytest.param('{"messages": null}', "found the columns messages", id="null"),
+    pytest.param('{"messages": []}', "an empty one", id="no-messages"),
+    pytest.param('{"messages": "hi"}', "expected a list of messages", id="text-for-messages"),
+    pytest.param('{"messages": [{"role": "wizard", "content": "x"}]}', "found 'wizard'", id="role"),
+    pytest.param('{"messages": [{"role": "user", "content": 5}]}', "found a number", id="content-type"),
+    pytest.param('{"messages": [{"role": "user", "content": "x"}]}', "at least one assistant", id="no-assistant"),
+    pytest.param('{"messages": [{"role": "assistant", "content": " "}]}', "content in message 1", id="empty-reply"),
+    pytest.param(
+        '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "found a part of type", id="image"
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "found"), BAD_LINES)
+def test_a_bad_row_is_named_by_file_and_line_or_skipped(tmp_path: Path, line: str, found: str) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=found) as caught:
+        read(path)
+    assert f"{path}, line 3: expected" in caught.value.message
+    dataset = read(path, skip_bad_rows=True)
+    assert len(dataset.examples["train"]) == 2
+    assert len(dataset.skipped.problems) == 1
+
+
+def test_rows_of_a_json_list_have_their_true_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(f'[\n  {GOOD},\n\n  {{"messages":\n  5}}\n]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.json, line 4: "):
+        read(path)
+    path.write_text(f"[\n{GOOD},\n{{oops}}\n]", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.json, line 3: the JSON list is broken"):
+        read(path)
+
+
+def test_csv_lines_count_through_quoted_line_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"a\nb",c\nx\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.csv, line 4: expected 2 columns"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "nothing but white space"),
+        (GOOD.encode() + b'\n{"text": "\xff"}\n', "line 2: byte 0xff is not valid UTF-8"),
+        (GOOD.encode("utf-16"), "UTF-16"),
+        (b'{"foo": 1}\n', "line 1: expected one of"),
+        (b'{"prompt": [], "chosen": "a", "rejected": "b"}\n', "preference pairs"),
+    ],
+)
+def test_a_file_that_is_no_dataset(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_splits_of_a_directory(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", [CHAT])
+    dataset = read(tmp_path, splits=("train", "valid", "test"))
+    assert {name: len(rows) for name, rows in dataset.examples.items()} == {"train": 2, "valid": 1, "test": 1}
+    with pytest.raises(UsageError, match="There is no data at"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(UsageError, match="not a data file"):
+        read(tmp_path / "a.docx")
+
+
+def test_truncated_and_dropped_sequences_are_counted(tmp_path: Path) -> None:
+    build_bpe_tokenizer().save_pretrained(tmp_path / "model")
+    long = {"messages": [{"role": "user", "content": "the " * 50}, {"role": "assistant", "content": "fox"}]}
+    cut = {"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "the " * 50}]}
+    path = write_rows(tmp_path / "a.jsonl", [CHAT, long, cut])
+    said: list[Event] = []
+    tokenizer = load_tokenizer(tmp_path / "model")
+    split = tokenize(read(path), tokenizer, max_length=40, sink=said.append)["train"]
+    assert (len(split.sequences), split.truncated, split.dropped) == (2, 2, 1)
+    assert any(isinstance(event, Notice) and "2 of 3 sequences cut at 40" in event.text for event in said)
+
+
+def test_held_out_rows_come_from_the_validation_file(tmp_path: Path) -> None:
+    build_bpe_tokenizer().save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data / "train.jsonl", [CHAT] * 3)
+    other = {"messages": [{"role": "user", "content": "over"}, {"role": "assistant", "content": "dog"}]}
+    write_rows(data / "valid.jsonl", [other] * 3)
+    found = held_out_ids(tmp_path / "model", data, limit=2)
+    assert len(found) == 2
+    assert "over" in load_tokenizer(tmp_path / "model").decode(found[0])
