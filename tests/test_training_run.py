@@ -1,0 +1,306 @@
+"""Training end to end on small real models: learning, resuming bit for bit, PEFT's own loader, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.artifacts import Run
+from edgetune.errors import CorruptFileError, EdgetuneError, InterruptedRun, MismatchError, UnsupportedError, UsageError
+from edgetune.events import Event, Metrics
+from edgetune.training import TrainSettings, resume, train
+from edgetune.training.checkpoint import list_checkpoints
+from tests.checkpoints import edit_json, write_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WORDS = ("fox", "dog", "quick", "brown", "lazy", "over", "the", "jumps")
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(
+        tmp_path_factory.mktemp("base") / "tiny",
+        "llama",
+        overrides={"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    rows = [
+        {"messages": [{"role": "user", "content": word * count}, {"role": "assistant", "content": f"{word}!"}]}
+        for word in WORDS
+        for count in (1, 2, 3)
+    ]
+    for name, part in (("train", rows), ("valid", rows[::4])):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def settings(base_dir: Path, data_dir: Path, tmp_path: Path) -> TrainSettings:
+    return TrainSettings(
+        model=str(base_dir), data=(str(data_dir),), out=str(tmp_path / "run"), dtype="f32", lr=5e-3, rank=4, alpha=8
+    )
+
+
+def stop_after(steps: int) -> Any:
+    """A sink that presses Ctrl-C when the run has taken `steps` steps."""
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Metrics) and event.split == "train" and event.step == steps and not event.extra:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return sink
+
+
+def adapter_bytes(run_dir: Path) -> bytes:
+    return (run_dir / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_loss_falls_and_the_run_is_a_peft_directory(settings: TrainSettings, base_dir: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train(replace(settings, epochs=12))
+    assert run.finished
+    assert run.metrics["valid_loss"] < 0.5 * run.metrics["valid_before_loss"]
+    assert Run.load(run.path).record() == run.record()
+    assert run.fingerprint.weights
+    assert run.data["splits"]["train"]["rows"] == 24
+
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
+    adapted = PeftModel.from_pretrained(base, run.path)
+    tokenizer = AutoTokenizer.from_pretrained(run.path)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "foxfox"}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    with torch.no_grad():
+        out = adapted.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    assert tokenizer.decode(out[0, prompt.shape[1] :]) == "fox!<|im_end|>"
+    assert adapted.peft_config["default"].base_model_name_or_path == str(base_dir.resolve())
+
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, run.metrics["step"] + 1))
+    assert (run.path / "loss.svg").read_text().startswith("<svg ")
+
+
+def test_two_runs_are_equal(settings: TrainSettings, tmp_path: Path) -> None:
+    first = train(replace(settings, steps=3, dropout=0.1))
+    second = train(replace(settings, steps=3, dropout=0.1, out=str(tmp_path / "again")))
+    third = train(replace(settings, steps=3, dropout=0.1, seed=1, out=str(tmp_path / "other")))
+    assert adapter_bytes(first.path) == adapter_bytes(second.path) != adapter_bytes(third.path)
+    assert (first.path / "adapter_config.json").read_bytes() == (second.path / "adapter_config.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_very_same_adapter(settings: TrainSettings, tmp_path: Path) -> None:
+    told = replace(settings, steps=12, dropout=0.2, grad_accum=2, save_every=3)
+    whole = train(replace(told, out=str(tmp_path / "whole")))
+
+    code = (
+        "import json, os, signal, sys; from edgetune.events import Metrics; from edgetune.training import *\n"
+        "def sink(event):\n"
+        "    if isinstance(event, Metrics) and event.split == 'train' and event.step == 8:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(TrainSettings.from_record(json.loads(sys.argv[1])), sink=sink)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, json.dumps(told.record())], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run_dir = Path(told.out)
+    assert not Run.load(run_dir).finished
+    assert [path.name for path in list_checkpoints(run_dir)] == ["checkpoint-3", "checkpoint-6"]
+
+    resumed = resume(run_dir)
+    assert adapter_bytes(resumed.path) == adapter_bytes(whole.path)
+    assert resumed.metrics["train_loss"] == whole.metrics["train_loss"]
+    assert resumed.metrics["tokens"] == whole.metrics["tokens"]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(settings: TrainSettings, tmp_path: Path) -> None:
+    told = replace(settings, steps=6, dropout=0.2)
+    whole = train(replace(told, out=str(tmp_path / "whole")))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InterruptedRun, match="Stopped at step 4 of 6") as caught:
+        train(told, sink=stop_after(4))
+    assert f"edgetune train --resume {told.out}" in caught.value.hint
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert adapter_bytes(resume(Path(told.out)).path) == adapter_bytes(whole.path)
+    with pytest.raises(UsageError, match="is finished"):
+        resume(Path(told.out))
+
+
+def test_resuming_refuses_other_settings_data_or_base(settings: TrainSettings, tmp_path: Path) -> None:
+    import shutil
+
+    copies = {"model": tmp_path / "base", "data": tmp_path / "data"}
+    shutil.copytree(settings.model, copies["model"])
+    shutil.copytree(settings.data[0], copies["data"])
+    told = replace(settings, model=str(copies["model"]), data=(str(copies["data"]),), steps=4)
+    with pytest.raises(InterruptedRun):
+        train(told, sink=stop_after(2))
+    run_dir = Path(told.out)
+    with pytest.raises(UsageError, match=r"--lr 0\.1, was 0\.005"):
+        resume(run_dir, settings=replace(told, lr=0.1))
+    with pytest.raises(UsageError, match="is there already") as caught:
+        train(told)
+    assert "--resume" in caught.value.hint
+
+    text = (copies["data"] / "train.jsonl").read_text()
+    (copies["data"] / "train.jsonl").write_text(text.replace("fox", "cat"))
+    with pytest.raises(UsageError, match=r"data of .* changed"):
+        resume(run_dir)
+    (copies["data"] / "train.jsonl").write_text(text)
+    write_checkpoint(copies["model"], "llama", seed=5, overrides={"hidden_size": 64, "num_attention_heads": 4})
+    with pytest.raises(MismatchError, match="weights differ"):
+        resume(run_dir)
+
+
+def test_a_broken_checkpoint_is_named(settings: TrainSettings) -> None:
+    with pytest.raises(InterruptedRun):
+        train(replace(settings, steps=4), sink=stop_after(2))
+    (newest,) = list_checkpoints(Path(settings.out))[-1:]
+    weights = newest / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CorruptFileError, match=newest.name):
+        resume(Path(settings.out))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings, base_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    broken = Path(shutil.copytree(base_dir, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EdgetuneError, match="loss is no longer a number at step 1") as caught:
+        train(replace(settings, model=str(broken), steps=2, eval=False))
+    assert "--lr" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ("q_proj", "embed_tokens", "lm_head")},
+        {"target_modules": (r".*layers\.1\.mlp\.\w+_proj",)},
+        {"rslora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"v_proj": 4.0}},
+        {"modules_to_save": ("lm_head",)},
+        {"grad_checkpointing": True},
+        {"dtype": "bf16"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_adapter_options(settings: TrainSettings, base_dir: Path, options: dict[str, Any]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = train(replace(settings, steps=2, eval=False, **options))
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), run.path)
+    config = json.loads((run.path / "adapter_config.json").read_text())
+    for name, value in options.items():
+        if name in ("rank_pattern", "alpha_pattern"):
+            assert config[name] == value
+    assert config["use_rslora"] == options.get("rslora", False)
+
+
+def test_a_tied_head_as_target_is_told(tmp_path: Path, data_dir: Path) -> None:
+    base = write_checkpoint(tmp_path / "tied", "llama-tied", overrides={"hidden_size": 64, "num_attention_heads": 4})
+    said: list[Event] = []
+    told = TrainSettings(
+        model=str(base), data=(str(data_dir),), out=str(tmp_path / "run"), steps=1, target_modules=("embed_tokens",)
+    )
+    train(told, sink=said.append)
+    assert any("--merge" in getattr(event, "text", "") for event in said)
+
+
+def test_a_model_without_template_takes_one_from_a_file(tmp_path: Path, data_dir: Path) -> None:
+    from tests.checkpoints import CHATML
+
+    base = write_checkpoint(
+        tmp_path / "base", "llama", chat_template=None, overrides={"hidden_size": 64, "num_attention_heads": 4}
+    )
+    told = TrainSettings(model=str(base), data=(str(data_dir),), out=str(tmp_path / "run"), steps=1)
+    with pytest.raises(UsageError, match="no chat template"):
+        train(told)
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    run = train(replace(told, chat_template=str(tmp_path / "mine.jinja")))
+    assert (run.path / "chat_template.jinja").read_text() == CHATML
+
+
+def test_bases_that_cannot_be_trained(tmp_path: Path, data_dir: Path, base_dir: Path) -> None:
+    import shutil
+
+    def attempt(model: Path) -> None:
+        train(TrainSettings(model=str(model), data=(str(data_dir),), out=str(tmp_path / "run"), steps=1))
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(base_dir, tmp_path / name))
+
+    encoder = copy("encoder")
+    edit_json(encoder / "config.json", architectures=["BertForMaskedLM"], model_type="bert")
+    with pytest.raises(UnsupportedError, match="not a decoder"):
+        attempt(encoder)
+    unknown = copy("unknown")
+    edit_json(unknown / "config.json", architectures=["WonderForCausalLM"], model_type="wonder")
+    with pytest.raises(UnsupportedError, match="does not know"):
+        attempt(unknown)
+    pickled = copy("pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UnsupportedError, match="pickle"):
+        attempt(pickled)
+    broken = copy("broken")
+    (broken / "config.json").write_text("{")
+    with pytest.raises(CorruptFileError, match="not valid JSON"):
+        attempt(broken)
+    cut = copy("cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CorruptFileError, match="truncated"):
+        attempt(cut)
+    wordless = copy("wordless")
+    (wordless / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedError, match="no tokenizer"):
+        attempt(wordless)
+    garbled = copy("garbled")
+    (garbled / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(CorruptFileError, match="tokenizer"):
+        attempt(garbled)
+    deeper = copy("deeper")
+    edit_json(deeper / "config.json", num_hidden_layers=3)
+    with pytest.raises(CorruptFileError, match="lacks"):
+        attempt(deeper)
+    with pytest.raises(UsageError, match="does not fit the model"):
+        train(
+            TrainSettings(
+                model=str(base_dir), data=(str(data_dir),), out=str(tmp_path / "r"), steps=1, target_modules=("nope",)
+            )
+        )
+
+
+def test_nothing_heavy_is_imported_before_the_data_are_checked(tmp_path: Path, base_dir: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    code = (
+        "import sys; from edgetune.cli.main import run\n"
+        f"code = run(['train', '-m', {str(base_dir)!r}, '-d', {str(tmp_path / 'bad.jsonl')!r}])\n"
+        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "False"]
+    assert "bad.jsonl, line 1: expected one of" in done.stderr
