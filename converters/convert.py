@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 from converters.base import Family, find_family
@@ -64,20 +65,33 @@ def convert_base(
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
         vocabulary = read_vocabulary(tokenizer_dir, family.config.natural("vocab_size"))
         name = harmless_name(model_dir.resolve().name, vocabulary)
-        keys = {**_general_metadata(name, family, wanted), **vocabulary, **(metadata or {})}
+        keys = {**_general_metadata(name, family, wanted, outputs), **vocabulary, **(metadata or {})}
         _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
 
 
-def _general_metadata(name: str, family: Family, wanted: TensorType) -> dict[str, Value]:
+def _general_metadata(name: str, family: Family, wanted: TensorType, outputs: list[Output]) -> dict[str, Value]:
     architecture = family.gguf_architecture
     return {
         "general.architecture": architecture,
         "general.type": "model",
         "general.name": name,
+        "general.size_label": _size_label(outputs),
         "general.file_type": _FILE_TYPES[wanted],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **{f"{architecture}.{key}": value for key, value in family.metadata().items()},
     }
+
+
+def _size_label(outputs: list[Output]) -> str:
+    """The number of parameters as llama.cpp writes it: "494M", or "8x7.3B" for eight experts."""
+    experts = [out for out in outputs if "_exps." in out.name]
+    count = experts[0].shape[0] if experts else 1
+    size = sum(prod(out.shape) // (count if out in experts else 1) for out in outputs)
+    power = next((power for power in (12, 9, 6) if size >= 10**power), 3)
+    scaled = size / 10**power
+    digits = max(0, 2 - len(str(round(scaled)).lstrip("0")))
+    prefix = f"{count}x" if experts else ""
+    return f"{prefix}{scaled:.{digits}f}{dict(zip((12, 9, 6, 3), 'TBMK', strict=True))[power]}"
 
 
 def _guess_type(checkpoint: Checkpoint) -> TensorType:

@@ -28,6 +28,8 @@ class AddedToken:
     """Matched in the text after the normalizer rather than in the text as written."""
     single_word: bool = False
     """Matched between word boundaries only."""
+    is_listed: bool = True
+    """Whether a file lists it as added; else it is a SentencePiece piece, or named (as "unk_token") alone."""
 
 
 class TokenizerFiles:
@@ -71,6 +73,11 @@ class TokenizerFiles:
                 added.setdefault(int(token_id), AddedToken(int(token_id), str(content)))
             for token_id, entry in (self.config.get("added_tokens_decoder") or {}).items():
                 added[int(token_id)] = _added_token(int(token_id), entry)
+            # transformers matches a named token in texts also where no list has it.
+            vocabulary = (self.tokenizer.get("model") or {}).get("vocab")
+            known: dict[str, int] = vocabulary if isinstance(vocabulary, dict) else {}
+            for text in self._named_special_tokens() & known.keys():
+                added.setdefault(known[text], AddedToken(known[text], text, is_listed=False))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptCheckpoint(f"{self.model_dir} has a broken list of added tokens: {error!r}.") from error
         special = self._named_special_tokens()
@@ -105,4 +112,4 @@ def require_plain(token: AddedToken) -> None:
 
 def _added_token(number: int, entry: Mapping[str, Any]) -> AddedToken:
     flags = {key: bool(entry.get(key)) for key in ("special", "lstrip", "rstrip", "normalized", "single_word")}
-    return AddedToken(number, str(entry["content"]), **flags)
+    return AddedToken(number, str(entry["content"]), is_listed=not entry.get("is_piece"), **flags)

@@ -135,7 +135,7 @@ def _from_sentencepiece(model: SentencePieceModel, kind: str) -> dict[str, Any]:
         )
     vocabulary = {piece.text: number for number, piece in enumerate(model.pieces)}
     added = [
-        {"id": number, "content": piece.text, "special": piece.is_control}
+        {"id": number, "content": piece.text, "special": piece.is_control, "is_piece": True}
         for number, piece in enumerate(model.pieces)
         if piece.is_control or piece.is_user_defined
     ]

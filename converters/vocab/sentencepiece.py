@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from converters.errors import UnsupportedModel
 from converters.vocab.bpe import bpe_parts, check_model, check_normalizers, normalizer_steps
-from converters.vocab.files import TokenizerFiles, require_plain
+from converters.vocab.files import TokenizerFiles, require_plain, token_text
 from converters.vocab.merges import merge_pairs
 from converters.vocab.proto import read_sentencepiece
 from converters.vocab.tokens import TokenTable, TokenType
@@ -50,6 +50,8 @@ def read_sentencepiece_bpe(files: TokenizerFiles, vocab_size: int) -> dict[str, 
     for token in files.added_tokens.values():
         require_plain(token)
         table.add_token(token)
+        if not token.is_listed and token.content == token_text(files.config.get("unk_token")):
+            table.types[token.id] = TokenType.UNKNOWN
     pairs = merge_pairs(merges)
     keys: dict[str, Value] = {
         "tokenizer.ggml.tokens": table.texts(),
@@ -156,8 +158,8 @@ def _scores(
     own = _own_scores(files, vocabulary, first)
     if own is not None:
         scores[: len(own)] = own[: table.size]
-    for number in files.added_tokens:
-        if number < table.size:
+    for number, token in files.added_tokens.items():
+        if number < table.size and (token.is_listed or own is None):
             scores[number] = _ADDED_SCORE
     return scores
 
