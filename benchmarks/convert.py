@@ -1,10 +1,9 @@
 """Converts a checkpoint of Qwen2.5-0.5B's shape to GGUF, against llama.cpp's own converter in the same run.
 
-    python -m benchmarks.convert --llama-cpp DIR [--tokenizer DIR] [--work DIR] [--runs N]
+    python -m benchmarks.convert [--llama-cpp DIR] [--tokenizer DIR] [--work DIR] [--runs N]
 
-DIR is a llama.cpp source tree (the sdist of llama-cpp-python holds one, under vendor/llama.cpp). Prints, as ratios to
-the peer, the time and the peak memory of → f16, and the time of → Q4_K_M against converter plus quantizer. Each run is
-a process of its own: interpreter start and imports count, for both sides. The weights are random.
+Prints, as ratios to the peer, the time and the peak memory of → f16, and the time of → Q4_K_M against converter plus
+quantizer. Each run is a process of its own: interpreter start and imports count, for both sides. The weights are random.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import llama_cpp
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -53,21 +54,22 @@ TOKENIZER = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen2.5"
 def main() -> None:
     """Measure and print; see the module's own words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp source tree")
+    parser.add_argument("--llama-cpp", type=Path, help="a llama.cpp source tree; downloaded by default")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="a directory with Qwen2.5's tokenizer.json")
     parser.add_argument("--work", type=Path, help="where the checkpoint and the outputs go")
     parser.add_argument("--runs", type=int, default=1, help="the best of so many")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-        print(json.dumps(measure(Path(scratch), options.llama_cpp, options.tokenizer, runs=options.runs), indent=2))
+        peer = options.llama_cpp or llama_cpp.source_tree()
+        print(json.dumps(measure(Path(scratch), peer, options.tokenizer, runs=options.runs), indent=2))
 
 
-def measure(work_dir: Path, llama_cpp: Path, tokenizer_dir: Path, *, runs: int) -> dict[str, float]:
+def measure(work_dir: Path, peer_dir: Path, tokenizer_dir: Path, *, runs: int) -> dict[str, float]:
     """Times in seconds, memory in MiB, and the ratios of ours to the peer's."""
     model_dir = write_model(work_dir / "model", tokenizer_dir)
     ours, peer, quantized = (work_dir / f"{name}.gguf" for name in ("ours", "peer", "quantized"))
     edgetune = [sys.executable, "-m", "edgetune", "convert", str(model_dir), "--no-verify"]
-    converter = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(model_dir), "--outtype", "f16"]
+    converter = [sys.executable, str(peer_dir / "convert_hf_to_gguf.py"), str(model_dir), "--outtype", "f16"]
     quantizer = [sys.executable, "-c", QUANTIZER, str(peer), str(quantized)]
     f16 = best(runs, [*edgetune, "--outtype", "f16", "-o", str(ours)])
     peer_f16 = best(runs, [*converter, "--outfile", str(peer)])

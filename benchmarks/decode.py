@@ -1,8 +1,7 @@
 """Single-stream decoding: edgetune's engine against llama-bench, on the same file, threads and number of tokens.
 
-The two take turns in one run, so that a busy machine slows both. llama-bench is built from the llama.cpp source inside
-llama-cpp-python's sdist (the version installed), once, into --build-dir. Prints one JSON object; the ratio is the
-median of the rounds'.
+The two take turns in one run, so that a busy machine slows both. Prints one JSON object; the ratio is the median of the
+rounds'.
 
     python -m benchmarks.decode [MODEL.gguf …] [--build-dir DIR] [--rounds 5] [--tokens 128] [--threads N]
 """
@@ -11,20 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import llama_cpp
 from edgetune.engine.llama import LlamaEngine, physical_cores
 from edgetune.engine.sampling import Sampling
 
-BUILD_DIR = Path(os.environ.get("EDGETUNE_BENCH_DIR") or Path(tempfile.gettempdir()) / "edgetune-bench")
 QWEN_0_5B = {
     "vocab_size": 151936,
     "hidden_size": 896,
@@ -41,13 +37,13 @@ def main() -> None:
     """Measure every model given, or a random one of Qwen2.5-0.5B's shape and the embedded one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
-    parser.add_argument("--build-dir", type=Path, default=BUILD_DIR)
+    parser.add_argument("--build-dir", type=Path, default=llama_cpp.BUILD_DIR)
     parser.add_argument("--llama-bench", type=Path, help="a llama-bench that is built already")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=physical_cores())
     options = parser.parse_args()
-    llama_bench = options.llama_bench or build_llama_bench(options.build_dir)
+    llama_bench = options.llama_bench or llama_cpp.llama_bench(options.build_dir)
     models = options.models or default_models(options.build_dir)
     results = [measure(path, llama_bench, options) for path in models]
     print(json.dumps(results, indent=2))
@@ -99,27 +95,6 @@ def decode_theirs(path: Path, llama_bench: Path, options: argparse.Namespace) ->
     command = [llama_bench, "-m", path, "-p", "0", "-n", options.tokens, "-t", options.threads, "-r", "1", "-o", "json"]
     done = subprocess.run([str(part) for part in command], capture_output=True, check=True, text=True)
     return float(json.loads(done.stdout)[0]["avg_ts"])
-
-
-def build_llama_bench(build_dir: Path) -> Path:
-    """llama-bench of the installed version, built with the settings the bindings are built with."""
-    found = build_dir / "build" / "bin" / "llama-bench"
-    if found.is_file():
-        return found
-    release = version("llama-cpp-python")
-    build_dir.mkdir(parents=True, exist_ok=True)
-    print(f"building llama-bench of llama-cpp-python {release} in {build_dir}; it takes minutes", file=sys.stderr)
-    download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--no-build-isolation"]
-    subprocess.run([*download, "-d", build_dir, f"llama-cpp-python=={release}"], check=True, stdout=sys.stderr)
-    with tarfile.open(next(build_dir.glob("llama_cpp_python-*.tar.gz"))) as archive:
-        archive.extractall(build_dir, filter="data")
-    source = build_dir / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
-    off = [f"-DLLAMA_{part}=OFF" for part in ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER", "OPENSSL")]
-    configure = ["cmake", "-S", str(source), "-B", str(build_dir / "build"), "-DCMAKE_BUILD_TYPE=Release", *off]
-    subprocess.run(configure, check=True, stdout=sys.stderr)
-    compile_ = ["cmake", "--build", str(build_dir / "build"), "--target", "llama-bench", "-j", str(os.cpu_count() or 1)]
-    subprocess.run(compile_, check=True, stdout=sys.stderr)
-    return found
 
 
 def default_models(build_dir: Path) -> list[Path]:
