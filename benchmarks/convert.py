@@ -3,7 +3,7 @@
     python -m benchmarks.convert [--llama-cpp DIR] [--tokenizer DIR] [--work DIR] [--runs N]
 
 Prints, as ratios to the peer, the time and the peak memory of → f16, and the time of → Q4_K_M against converter plus
-quantizer. Each run is a process of its own: interpreter start and imports count, for both sides. The weights are random.
+quantizer. Each run is a process of its own: interpreter start and imports count, for both. The weights are random.
 """
 
 from __future__ import annotations
