@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from docs.generate import PAGE, command_line_page
-
 from edgetune.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
