@@ -26,8 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "models" / "pocket"
 TICKETS = POCKET / "demos" / "tickets"
 OUT = ROOT / "build" / "demo"
-SETTINGS = ("--lr", "3e-3", "--epochs", "4", "--batch-size", "16")
-"""As the model's card recommends for its demo datasets."""
 SHOWN = 4
 """How many of the held-out questions are printed."""
 
@@ -42,7 +40,7 @@ def main() -> None:
     adapter = run_dir / "adapter-F16.gguf"
 
     step("1  Train a LoRA adapter: support message → JSON ticket")
-    edgetune("train", "-m", "pocket", "-d", TICKETS, "-o", run_dir, *SETTINGS)
+    edgetune("train", "--recipe", TICKETS / "recipe.toml", "-o", run_dir)
     step("2  Convert base and adapter to GGUF; each conversion ends with its proof")
     edgetune("convert", POCKET, "-o", base, "--outtype", "f16")
     edgetune("convert", run_dir, "--data", TICKETS / "test.jsonl")
