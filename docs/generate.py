@@ -29,7 +29,13 @@ def command_line_page() -> str:
 
 
 def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, max_content_width=110, terminal_width=110)
+    context = click.Context(
+        command,
+        info_name=name,
+        max_content_width=110,
+        terminal_width=110,
+        help_option_names=edgetune.context_settings["help_option_names"],
+    )
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 
