@@ -1,9 +1,9 @@
 """How far llama.cpp's distributions may be from torch's, by the types of the file's tensors.
 
-F32 and F16 files are held to a fixed largest KL: their rounding is far below what any model feels. For coarser types a
-fixed number cannot be right: the same Q4_K_M costs a large model 0.01 nats and a tiny one 0.1. There the bound on the
-mean KL is `MARGIN` times what noise of the type's own size does to this very model (see `torch_model`). Measured over
-eight families and 24 types, right files reach 0.3 to 1.4 times that value.
+F32 and F16 files that stay below a fixed largest KL pass at once. Beyond it, and for coarser types, a fixed number
+cannot be right: the same Q4_K_M costs a large model 0.01 nats and a tiny one 0.1. There the bound on the mean KL is
+`MARGIN` times what noise of the type's own size does to this very model (see `torch_model`). Measured over eight
+families and 24 types, right files reach 0.3 to 1.4 times that value.
 """
 
 from __future__ import annotations
