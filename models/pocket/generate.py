@@ -5,7 +5,7 @@ Everything follows from a seed and the tables; nothing is read from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -19,7 +19,7 @@ SKILLS: dict[str, Callable[[Random], Exchange]] = {
     for module in (greetings, arithmetic, facts, extract, words, rephrase, yesno, followups, unknown, echo)
 }
 """Skill → how to draw from it."""
-WEIGHTS: dict[str, float] = dict(zip(SKILLS, (6, 22, 20, 11, 13, 9, 11, 14, 6, 6), strict=True))
+WEIGHTS: dict[str, float] = dict(zip(SKILLS, (5, 24, 18, 11, 15, 8, 11, 13, 5, 8), strict=True))
 """Skill → how often it comes in training, relative to the others."""
 
 _SYSTEM = (
@@ -43,11 +43,11 @@ class Question:
     reply: str
 
 
-def conversations(seed: int | str, weights: Mapping[str, float] = WEIGHTS) -> Iterator[list[Message]]:
-    """Training conversations without end; `weights` says how often each skill comes."""
+def conversations(seed: int | str) -> Iterator[list[Message]]:
+    """Training conversations without end."""
     rng = Random(f"train {seed}")
     while True:
-        exchanges = [draw_trainable(rng, weights) for _ in range(_turn_count(rng))]
+        exchanges = [draw_trainable(rng) for _ in range(_turn_count(rng))]
         yield _conversation(rng, sorted(exchanges, key=lambda exchange: not exchange.opens))
 
 
@@ -66,9 +66,9 @@ def held_out(seed: int, per_skill: int) -> list[Question]:
     return questions
 
 
-def draw_trainable(rng: Random, weights: Mapping[str, float]) -> Exchange:
+def draw_trainable(rng: Random) -> Exchange:
     """An exchange of any skill from the training side."""
-    draw = SKILLS[rng.choices(list(weights), list(weights.values()))[0]]
+    draw = SKILLS[rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]]
     while True:
         exchange = draw(rng)
         if is_trainable(exchange):

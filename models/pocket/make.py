@@ -11,19 +11,11 @@ import argparse
 from pathlib import Path
 
 from models.pocket.evaluate import HERE, evaluate, table
-from models.pocket.generate import WEIGHTS
 from models.pocket.make_demos import make_demos
 from models.pocket.make_tokenizer import make_tokenizer
 from models.pocket.network import Shape
 from models.pocket.train import Plan, train
 
-# What comes out weak after the first plan is trained more in the second: arithmetic, lists, yes or no, echoes.
-_SHIFTED = dict(zip(WEIGHTS, (3, 32, 14, 11, 20, 6, 20, 12, 5, 9), strict=True))
-PLANS = (
-    Plan(seed=0),
-    Plan(seed=1, steps=1200, prompt_share=0.3, weights=_SHIFTED),
-)
-"""Trained one after the other, each from the weights before it, with a fresh optimizer and new conversations."""
 _MARKS = ("<!-- scores -->\n", "<!-- end of scores -->")
 """What the table stands between in the card."""
 
@@ -40,10 +32,7 @@ def make(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     make_demos(directory / "demos")
     tokenizer = make_tokenizer(directory, seed=0)
-    shape, start_path = Shape(vocabulary=tokenizer.get_vocab_size()), None
-    for plan in PLANS:
-        train(directory, plan, shape=shape, start_path=start_path)
-        start_path = directory / "model.safetensors"
+    train(directory, Plan(), shape=Shape(vocabulary=tokenizer.get_vocab_size()))
     for path in directory.glob("state-*.pt"):
         path.unlink()
     write_scores(directory, table(evaluate(directory)))

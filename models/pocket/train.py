@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import spawn
 
-from models.pocket.generate import WEIGHTS, Message, conversations
+from models.pocket.generate import Message, conversations
 from models.pocket.network import Network, Shape
 
 
@@ -33,7 +32,7 @@ from models.pocket.network import Network, Shape
 class Plan:
     """How long and how fast to learn."""
 
-    steps: int = 1300
+    steps: int = 1900
     tokens_per_step: int = 4000
     """Over all workers."""
     workers: int = 2
@@ -41,14 +40,10 @@ class Plan:
     muon_rate: float = 0.02
     adam_rate: float = 0.004
     warm_up: int = 40
-    decay_steps: int = 650
+    decay_steps: int = 950
     """Steps, at the end, over which the rates fall to zero."""
     prompt_weight: float = 0.1
     """What a token of the user or of the template counts in the loss, against 1 for what the assistant says."""
-    prompt_share: float = 1.0
-    """The share of conversations in which it counts at all; in the others it costs no time."""
-    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
-    """How often each skill comes."""
     save_every: int = 100
 
     def rate(self, step: int) -> float:
@@ -56,16 +51,13 @@ class Plan:
         return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / self.decay_steps)
 
 
-def train(directory: Path, plan: Plan, *, shape: Shape, start_path: Path | None = None) -> None:
+def train(directory: Path, plan: Plan, *, shape: Shape) -> None:
     """Train and write the configuration and the weights into `directory`, which has the tokenizer.
 
-    Starts from the weights in `start_path` or from random ones, and goes on where a stopped run of this plan was.
+    Goes on where a stopped run of this plan was.
     """
     torch.manual_seed(plan.seed)
-    network = Network(shape)
-    if start_path:
-        network.load_state_dict(load_file(start_path))
-    network.share_memory()
+    network = Network(shape).share_memory()
     size = sum(parameter.numel() for parameter in network.parameters())
     gradients = torch.zeros(plan.workers, size).share_memory_()  # type: ignore[no-untyped-call]
     # A row a worker: weighted loss, weight, tokens.
@@ -107,7 +99,7 @@ def _work(
     batches = iter_batches(Tokenizer.from_file(str(directory / "tokenizer.json")), plan, rank)
     optimizer = _Optimizer(network, plan, rank)
     started, seen, first = time.time(), 0.0, 0
-    state_path = directory / f"state-{plan.seed}-{rank}.pt"
+    state_path = directory / f"state-{rank}.pt"
     if state_path.is_file():
         first = optimizer.load(torch.load(state_path))
         barrier.wait()
@@ -146,15 +138,12 @@ def _accumulate(network: Network, batch: list[tuple[Tensor, Tensor]], into: Tens
 
 def iter_batches(tokenizer: Tokenizer, plan: Plan, rank: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """One worker's share of each step: a few pairs of ids and weights, (conversations, length), of near lengths."""
-    stream, rng = conversations(f"{plan.seed} {rank}", plan.weights), Random(f"prompts {plan.seed} {rank}")
+    stream = conversations(f"{plan.seed} {rank}")
     rows: list[tuple[list[int], list[float]]] = []
     while True:
         tokens = 0
         while tokens < plan.tokens_per_step / plan.workers:
-            chunk = [
-                encode(tokenizer, messages, prompt_weight=plan.prompt_weight * (rng.random() < plan.prompt_share))
-                for messages in islice(stream, 8)
-            ]
+            chunk = [encode(tokenizer, messages, prompt_weight=plan.prompt_weight) for messages in islice(stream, 8)]
             tokens += sum(len(ids) for ids, _ in chunk)
             rows += chunk
         yield list(_padded(sorted(rows, key=lambda row: len(row[0]))))

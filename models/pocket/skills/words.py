@@ -56,7 +56,7 @@ def _exchange(name: str, items: list[str], question: str, answer: str) -> Exchan
 
 
 def _sort_words(rng: Random) -> Exchange:
-    items = _words(rng, 2, 4, _SORTED)
+    items = _words(rng, 2, 3, _SORTED)
     return _exchange("sort", items, rng.choice(_SORT_WORDS).format(l=_listed(rng, items)), ", ".join(sorted(items)))
 
 

@@ -1,4 +1,7 @@
-"""Yes or no, with the right fact in the reply. Held out are pairs of fact and claim, and pairs of numbers."""
+"""Yes or no, after the fact that decides it. Held out are pairs of fact and claim, and pairs of numbers.
+
+The fact comes first: so small a model compares the claim with what it has said more easily than with what it knows.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,8 @@ def _fact(rng: Random) -> Exchange:
     claimed = fact["v"] if rng.random() < 0.5 else rng.choice(kind.table)["v"]
     frame = rng.choice(_FRAMES)
     question = sentence(frame.format(q=kind.yes_no.format(**{**fact, "v": claimed})))
-    reply = kind.answer.format(**fact)
-    reply = reply if reply[:1] == fact["s"][:1] else reply[:1].lower() + reply[1:]
-    answer = ("Yes, " if claimed == fact["v"] else "No, ") + reply
+    reply = sentence(kind.answer.format(**fact)).rstrip(".")
+    answer = f"{reply}, so {'yes' if claimed == fact['v'] else 'no'}."
     key = f"{kind.name}|{fact['s']}|{fact['a']}|" + (f"right {frame}" if claimed == fact["v"] else claimed)
     return Exchange(NAME, key, ((question, answer),), casual=True)
 
@@ -38,5 +40,5 @@ def _number(rng: Random) -> Exchange:
     right = (a > b) == (word == "bigger")
     real = word if right else {"bigger": "smaller", "smaller": "bigger"}[word]
     question = rng.choice(("Is {a} {w} than {b}?", "Is the number {a} {w} than {b}?")).format(a=a, b=b, w=word)
-    answer = f"{'Yes' if right else 'No'}, {a} is {real} than {b}."
+    answer = f"{a} is {real} than {b}, so {'yes' if right else 'no'}."
     return Exchange(NAME, f"{a} {word} {b}", ((question, answer),), casual=True)
