@@ -119,11 +119,22 @@ class GgufWriter:
 
 def planned_bytes(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tuple[int, ...], TensorType]]) -> int:
     """About how large a file of these will be."""
-    size = sum(len(key) + len(pack_value(value)) + 8 for key, value in metadata.items())
+    size = sum(len(key) + _value_bytes(value) + 32 for key, value in metadata.items())
     for name, shape, tensor_type in tensors:
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         size += _aligned(rows * tensor_type.row_bytes(shape[-1])) + len(name) + 64
     return size + ALIGNMENT
+
+
+def _value_bytes(value: Value) -> int:
+    """About how many bytes `value` takes; packing a vocabulary just to know would take as long as writing it."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, str | bytes):
+        return len(value)
+    return (
+        sum(8 + (len(item) if isinstance(item, str | bytes) else 0) for item in value) if isinstance(value, list) else 8
+    )
 
 
 def pack_value(value: Value) -> bytes:
