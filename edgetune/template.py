@@ -63,7 +63,7 @@ class ChatTemplate:
 
         Raises `UsageError` when the template refuses the conversation (its own `raise_exception`) or is not valid.
         """
-        mark = _unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), self.source)
+        mark = unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), self.source)
         shield = _Shield(self.control_tokens, mark)
         try:
             marked = _compile(self.source).render(
@@ -128,10 +128,14 @@ class _Shield:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.value(item) for key, item in value.items()}
+            return {self.key(key): self.value(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+    def key(self, key: Any) -> Any:
+        """A name that a template looks up stays as it is; any other key is what a message says."""
+        return self.text(key) if isinstance(key, str) and not key.isidentifier() else key
 
     def text(self, text: str) -> str:
         if self.pattern is None or not text:
@@ -151,7 +155,8 @@ class _Shield:
 
 
 def _unmark(marked: str, mark: str) -> Rendered:
-    parts = marked.split(mark)
+    # A template that writes ASCII alone (`tojson(ensure_ascii=true)`) wrote the mark as an escape.
+    parts = marked.replace(_escaped(mark), mark).split(mark)
     cuts, position = [], 0
     for part in parts[:-1]:
         position += len(part)
@@ -159,9 +164,15 @@ def _unmark(marked: str, mark: str) -> Rendered:
     return Rendered("".join(parts), tuple(cuts))
 
 
-def _unused_character(*texts: str) -> str:
+def unused_character(*texts: str) -> str:
+    """A private-use character that none of `texts` contains, nor its escape in JSON."""
     used = set().union(*texts)
-    return next(character for character in map(chr, _PRIVATE_USE) if character not in used)
+    unused = (character for character in map(chr, _PRIVATE_USE) if character not in used)
+    return next(character for character in unused if not any(_escaped(character) in text for text in texts))
+
+
+def _escaped(character: str) -> str:
+    return f"\\u{ord(character):04x}"
 
 
 @lru_cache(maxsize=8)

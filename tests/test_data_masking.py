@@ -277,3 +277,72 @@ def test_rendered_text_equals_transformers(shared_data: Path) -> None:
             for prompt in (False, True):
                 wanted = reference.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
                 assert template.render(turns, add_generation_prompt=prompt).text == wanted
+
+
+MOVES_SYSTEM = (
+    "{% set ns = namespace(system='') %}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.system = m.content + '\n\n' %}"
+    "{% elif m.role == 'user' %}{{ '<|im_start|>[INST] ' + (ns.system if loop.last else '') + m.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+BREAKS_BETWEEN = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_reply_is_learned_behind_its_prompt_where_the_template_moves_the_system_message(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, MOVES_SYSTEM)
+    masker = Masker(tokenizer, 2048)
+    turns = [{"role": "system", "content": "be kind"}, *TURNS]
+    assert learned_texts(masker, turns) == [[" The fox.<|im_end|>"], [" lazy dog\n\n<|im_end|>"]]
+    assert tokenizer.chat_template is not None
+    for sequence, count in zip(masker.sequences(conversation(turns)), (2, 4), strict=True):
+        ((begin, _),) = iter_regions(sequence)
+        prompt = tokenizer.chat_template.render(turns[:count], add_generation_prompt=True)
+        assert "be kind" in prompt.text
+        assert sequence.ids[:begin].tolist() == tokenizer.encode_rendered(prompt)
+
+
+def test_a_second_reply_in_a_row_does_not_learn_its_header(tmp_path: Path) -> None:
+    turns = [*TURNS[:2], {"role": "assistant", "content": "dog"}]
+    found = learned_texts(Masker(tokenizer_with(tmp_path, BREAKS_BETWEEN), 2048), turns)
+    assert [text for texts in found for text in texts] == ["The fox.<|im_end|>", "dog<|im_end|>"]
+
+
+def test_private_use_characters_in_messages_do_not_move_the_mask(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "an \uf8ff \ue000"}, {"role": "assistant", "content": "\uf8ff fox"}]
+    for template in (R1, NO_END):
+        (texts,) = learned_texts(Masker(tokenizer_with(tmp_path, template), 2048), turns)
+        assert texts == ["\uf8ff fox<|im_end|>"]
+
+
+def test_tool_calls_that_the_template_does_not_end_are_refused(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.tool_calls %}A:{{ m.tool_calls[0].function.name }}\n"
+        "{% else %}{{ m.role + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "find", "arguments": {}}}
+    turns: list[dict[str, Any]] = [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with pytest.raises(RowError, match="ends tool calls with a control token"):
+        Masker(tokenizer_with(tmp_path, template), 2048).sequences(conversation(turns))
+
+
+def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "<think>hm</think>fox"},
+    ]
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    masker = Masker(tokenizer_with(tmp_path, CHATML), 2048)
+    masker.sequences(conversation(turns))
+    assert not masker.notes
+    no_system = "{% for m in messages if m.role != 'system' %}" + CHATML.removeprefix("{% for message in messages %}")
+    no_system = no_system.replace("message.", "m.").replace("m.content", "m.content.split('</think>')[-1]")
+    masker = Masker(tokenizer_with(tmp_path, no_system), 2048)
+    masker.sequences(conversation(turns, tools))
+    for left_out in ("system messages", "thoughts", "tools"):
+        assert any(left_out in note for note in masker.notes), left_out

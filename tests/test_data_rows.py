@@ -243,3 +243,75 @@ def test_held_out_rows_come_from_the_validation_file(tmp_path: Path) -> None:
     found = held_out_ids(tmp_path / "model", data, limit=2)
     assert len(found) == 2
     assert "over" in load_tokenizer(tmp_path / "model").decode(found[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(b'{"prompt": "a", "completion": "\xff"}', "byte 0xff is not valid UTF-8", id="bytes"),
+        pytest.param(b'{"prompt": "a", "completion": "\\ud83d"}', "half of a surrogate pair", id="half-a-character"),
+    ],
+)
+def test_text_that_is_no_unicode_spoils_its_row_alone(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    whole = b'{"prompt": "a", "completion": "\\ud83d\\ude00"}\n'
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(DataError, match=rf"rows.jsonl, line 2: .*{message}"):
+        read(path)
+    assert examples(path, skip_bad_rows=True, task="completion") == [Pair("a", "\U0001f600")] * 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_under_one_key_of_an_object_have_their_true_line(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "rows.json"
+    wrapped = {"version": ["1"], "info": {"n": 2}, "data": [CHAT, CHAT]}
+    path.write_text(json.dumps(wrapped, indent=indent), encoding="utf-8")
+    assert len(examples(path)) == 2
+    text = json.dumps({**wrapped, "data": [CHAT, {"messages": 5}]}, indent=indent)
+    path.write_text(text, encoding="utf-8")
+    line = text[: text.index('"messages": 5')].rpartition("{")[0].count("\n") + 1
+    with pytest.raises(DataError, match=rf"rows.json, line {line}: .* a number"):
+        read(path)
+
+
+def test_one_row_alone_is_a_row_and_no_wrapper(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    for row in (CHAT, {"prompt": CHAT["messages"][:1], "completion": "fox"}):
+        for indent in (None, 1):
+            path.write_text(json.dumps(row, indent=indent), encoding="utf-8")
+            assert examples(path) == [Conversation(TURNS, (), (False, True))]
+
+
+def test_nulls_that_parquet_fills_in_are_no_arguments(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    def row(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        call = {"function": {"name": name, "arguments": arguments}}
+        return {"messages": [CHAT["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+    table = pyarrow.Table.from_pylist([row("f", {"a": 1}), row("g", {"b": "x"})])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    found = [example.messages[1]["tool_calls"] for example in examples(tmp_path) if isinstance(example, Conversation)]
+    assert [calls[0]["function"]["arguments"] for calls in found] == [{"a": 1}, {"b": "x"}]
+
+
+def test_capitals_in_column_names_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Instruction,Input,Output\nhello,,fox\n", encoding="utf-8")
+    assert examples(tmp_path / "rows.csv") == [Conversation(TURNS, (), (False, True))]
+
+
+def test_preference_pairs_are_named_whatever_else_they_hold(tmp_path: Path) -> None:
+    row = {"conversations": [{"from": "human", "value": "x"}], "chosen": {}, "rejected": {}}
+    with pytest.raises(DataError, match="preference pairs"):
+        read(write_rows(tmp_path / "a.jsonl", [row]))
+
+
+def test_a_split_may_be_the_end_of_a_name_and_is_said(tmp_path: Path) -> None:
+    for name in ("mine_train", "mine_val", "latest"):
+        write_rows(tmp_path / f"{name}.jsonl", [CHAT])
+    said: list[Event] = []
+    dataset = read(tmp_path, sink=said.append)
+    assert {name: len(rows) for name, rows in dataset.examples.items()} == {"train": 1, "valid": 1}
+    assert any(isinstance(event, Notice) and event.text.startswith("valid: ") for event in said)

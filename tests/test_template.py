@@ -185,3 +185,19 @@ def test_chatml_of_the_test_checkpoints() -> None:
 def _count_control(template: ChatTemplate, turns: list[dict[str, Any]], **options: Any) -> int:
     rendered = template.render(turns, add_generation_prompt=True, **options)
     return sum(control for _, control in split_control(rendered, template.control_tokens))
+
+
+def test_names_in_arguments_are_text_too() -> None:
+    source = "<|end|>{{ messages[0].arguments | tojson }}{% for k in messages[0].arguments %}{{ k }}{% endfor %}"
+    template = ChatTemplate(source, {}, frozenset({"<|end|>"}))
+    turns = [{"role": "user", "arguments": {"<|end|>": 1, "town": 2}}]
+    assert _count_control(template, turns) == 1
+    assert template.render(turns).text == '<|end|>{"<|end|>": 1, "town": 2}<|end|>town'
+
+
+def test_a_template_that_writes_ascii_alone_leaves_no_trace_of_the_shield() -> None:
+    template = ChatTemplate("{{ messages[0].content | tojson(ensure_ascii=true) }}", {}, frozenset({"<|end|>"}))
+    for content, text in (("é<|end|>", '"\\u00e9<|end|>"'), ("\\ue000<|end|>", '"\\\\ue000<|end|>"')):
+        turns = [{"role": "user", "content": content}]
+        assert template.render(turns).text == text
+        assert _count_control(template, turns) == 0

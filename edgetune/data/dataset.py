@@ -106,8 +106,9 @@ def read_dataset(
         if not found:
             names = ", ".join(str(path) for path in files[split])
             raise DataError(f"{names}: there is no usable row.", hint=_problems(skipped) or _KNOWN)
+    split_of = {path: split for split, paths in files.items() for path in paths}
     for path, known in reader.formats.items():
-        sink(Notice(f"{path}: {known.name} ({known.columns})"))
+        sink(Notice(f"{split_of[path]}: {path}, {known.name} ({known.columns})"))
     if skipped.problems:
         sink(Notice(f"{len(skipped.problems)} bad rows skipped. {_problems(skipped)}", "warning"))
     assert reader.task is not None

@@ -71,9 +71,10 @@ class Format:
 
     def read(self, values: Mapping[str, Any], task: Task) -> Example:
         """The example that `values` describe. Raises `RowError`."""
-        present = {key: value for key, value in values.items() if value is not None}
+        present = _present(values)
         if not self.matches(present):
-            raise RowError(f"{self.name} ({self.columns})", f"the columns {', '.join(values) or 'none'}")
+            found = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in values.items())
+            raise RowError(f"{self.name} ({self.columns})", f"the columns {found or 'none'}")
         read = self.read_chat if task == "chat" else self.read_completion
         assert read is not None
         return read(present)
@@ -81,8 +82,16 @@ class Format:
 
 def detect_format(values: Mapping[str, Any]) -> Format | None:
     """The format that a row with these columns is in; None when it is no known one."""
-    present = {key: value for key, value in values.items() if value is not None}
+    present = _present(values)
+    if "chosen" in present and "rejected" in present:
+        return None
     return next((known for known in FORMATS if known.matches(present)), None)
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that hold something, by their names in lower case (spreadsheets say "Prompt")."""
+    lower = {str(key).strip().lower(): value for key, value in values.items() if value is not None}
+    return lower if len(lower) == sum(value is not None for value in values.values()) else dict(values)
 
 
 def _any_of(values: Mapping[str, Any], *names: str) -> str | None:

@@ -13,6 +13,7 @@ agree, so that every reply is learned behind the very prompt it will be asked wi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,10 +26,12 @@ from edgetune.data.formats import Conversation, Document, Pair
 from edgetune.data.messages import RowError
 from edgetune.data.tokenizer import TextTokenizer
 from edgetune.errors import UsageError
-from edgetune.template import ChatTemplate, Message, Rendered, split_control
+from edgetune.template import ChatTemplate, Message, Rendered, split_control, unused_character
 
 _MARK = "\uf8ff"
-"""A private-use character that no template and hardly any text contains."""
+"""A private-use character that no template contains."""
+
+_WORDS = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -91,43 +94,74 @@ class Masker:
 
     def _reply(self, renderer: _Renderer, turn: int) -> tuple[Rendered, tuple[int, int]]:
         """The rendering that ends with message `turn`, and where its reply starts and ends in it."""
-        rendered = renderer.render(turn + 1)
-        start = self._start(renderer, rendered, turn)
+        message, finished = renderer.messages[turn], renderer.render(turn + 1)
+        rendered, start = self._start(renderer, finished, turn)
         end = self._end(rendered, start)
         if end is None:
-            # The template writes no end token: the reply gets the model's own, so that it learns to stop.
-            content_end = len(rendered.text) - len(renderer.after(turn))
-            eos = next(
-                (text for text, index in self.tokenizer.control_ids.items() if index == self.tokenizer.eos_id), ""
-            )
-            rendered = Rendered(rendered.text[:content_end] + eos, tuple(c for c in rendered.cuts if c <= content_end))
-            self._note("The chat template ends no reply with a control token; the model's end-of-text token is added.")
+            rendered = self._with_end(renderer, rendered, turn)
             end = len(rendered.text)
-        _check_reply(rendered.text[start:end], renderer.conversation.messages[turn], turn)
+        _check_reply(rendered.text[start:end], message, turn)
+        self._note_left_out(renderer.conversation, rendered.text[:start], rendered.text[start:end], turn)
         return Rendered(rendered.text[:end], tuple(c for c in rendered.cuts if c < end)), (start, end)
 
-    def _start(self, renderer: _Renderer, rendered: Rendered, turn: int) -> int:
-        prompt = renderer.prompt(turn)
-        if prompt is not None and rendered.text.startswith(prompt):
-            if prompt == renderer.history(turn) and not rendered.text[len(prompt) :].lstrip().startswith(
-                renderer.opening(turn)
-            ):
+    def _with_end(self, renderer: _Renderer, rendered: Rendered, turn: int) -> Rendered:
+        """`rendered` cut after message `turn`'s content, with the model's own end token for it to learn to stop."""
+        if renderer.messages[turn].get("tool_calls"):
+            raise RowError(
+                "a chat template that ends tool calls with a control token", f"none after message {turn + 1}"
+            )
+        eos = next((text for text, index in self.tokenizer.control_ids.items() if index == self.tokenizer.eos_id), "")
+        if eos:
+            self._note("The chat template ends no reply with a control token; the model's end-of-text token is added.")
+        else:
+            self._note("Neither the chat template nor the tokenizer has a token that ends a reply: none is learned.")
+        content_end = len(rendered.text) - len(renderer.after(turn))
+        return Rendered(rendered.text[:content_end] + eos, tuple(c for c in rendered.cuts if c <= content_end))
+
+    def _start(self, renderer: _Renderer, finished: Rendered, turn: int) -> tuple[Rendered, int]:
+        """The text that ends with message `turn`, and where its reply starts in it."""
+        prompt, history = renderer.prompt(turn), renderer.history(turn)
+        if prompt is not None and finished.text.startswith(prompt.text):
+            start = len(prompt.text)
+            if prompt.text == history and not finished.text[start:].lstrip().startswith(renderer.opening(turn)):
                 self._note(
                     "The chat template writes a reply's header but has no generation prompt for it; "
                     "the header is learned with the reply."
                 )
-            return len(prompt)
+            return finished, start
+        marked = renderer.marked(turn, finished.text)
+        if prompt is None:
+            return finished, len(marked)
+        if (joint := renderer.joint(turn, prompt.text, history, marked)) is not None:
+            # The template writes earlier turns differently once a reply follows (Mistral moves the system message).
+            self._note(
+                "The chat template rewrites what comes before a reply; replies are learned behind their prompts."
+            )
+            moved = len(prompt.text) - joint
+            cuts = (*prompt.cuts, *(cut + moved for cut in finished.cuts if cut > joint))
+            return Rendered(prompt.text + finished.text[joint:], cuts), len(prompt.text)
         # The finished reply is written differently from what the generation prompt begins (DeepSeek-R1 opens a thought
         # there and drops it here). What both share is the prompt; the finished form is what is learned.
-        marked = renderer.marked(turn, rendered.text)
-        if prompt is None:
-            return len(marked)
+        if history is None or not finished.text.startswith(history):
+            raise RowError(
+                f"a chat template that shows where message {turn + 1} starts", "one that rewrites what it renders"
+            )
         self._note(
             "The chat template's generation prompt is not how it writes finished replies; "
             "the finished form is what is learned."
         )
-        shared, history = _shared(prompt, marked), renderer.history(turn)
-        return shared if history is not None and shared >= _shared(history, marked) else len(marked)
+        return finished, max(len(history), _shared(prompt.text, marked))
+
+    def _note_left_out(self, conversation: Conversation, before: str, reply: str, turn: int) -> None:
+        """Tell of what the template does not write of the conversation."""
+        if " ".join(_content(conversation.messages[turn]).split()) not in " ".join(reply.split()):
+            self._note("The chat template leaves out part of some replies, e.g. their thoughts; it is not learned.")
+        for message in conversation.messages[:turn]:
+            words = _WORDS.findall(_content(message))
+            if message["role"] != "assistant" and words and words[-1] not in before:
+                self._note(f"The chat template leaves out what some {message['role']} messages say.")
+        if conversation.tools and str(conversation.tools[0]["function"]["name"]) not in before:
+            self._note("The chat template leaves out the definitions of the tools.")
 
     def _end(self, rendered: Rendered, start: int) -> int | None:
         ends = {text for text, index in self.tokenizer.control_ids.items() if index in self.tokenizer.eog_ids}
@@ -169,6 +203,7 @@ class _Renderer:
         self.template = template
         self.conversation = conversation
         self.messages = _with_argument_text(conversation.messages) if self._wants_text() else conversation.messages
+        self.mark = unused_character(template.source, json.dumps(conversation.messages, ensure_ascii=False))
 
     def _wants_text(self) -> bool:
         """Whether the template takes tool call arguments as JSON text (DeepSeek) rather than as an object (most)."""
@@ -194,26 +229,40 @@ class _Renderer:
         except UsageError as error:
             raise RowError("a conversation the chat template takes", error.message) from error
 
-    def prompt(self, turn: int) -> str | None:
+    def prompt(self, turn: int) -> Rendered | None:
         """What the model is given to write message `turn`; None when the template cannot say."""
         return self._try(self.messages[:turn], prompt=True)
 
     def history(self, turn: int) -> str | None:
         """The messages before `turn`, finished."""
-        return self._try(self.messages[:turn])
+        rendered = self._try(self.messages[:turn])
+        return None if rendered is None else rendered.text
 
-    def _try(self, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+    def _try(self, messages: Sequence[Message], *, prompt: bool = False) -> Rendered | None:
         try:
-            return self._render(messages, prompt=prompt).text
+            return self._render(messages, prompt=prompt)
         except UsageError:
             return None
+
+    def joint(self, turn: int, prompt: str, history: str | None, marked: str) -> int | None:
+        """Where in `marked`, the finished text before a reply, the end of its prompt stands; None when it does not."""
+        if history is None or not prompt.startswith(history):
+            return None
+        end = prompt[len(history) :]
+        if not end:
+            # No generation prompt: the prompt ends with what stands behind the last message.
+            content = _content(self.messages[turn - 1]).strip()
+            _, found, behind = prompt.rpartition(content)
+            end = content + behind if content and found else ""
+        at = marked.rfind(end) if end else -1
+        return None if at < 0 else at + len(end)
 
     def marked(self, turn: int, text: str) -> str:
         """`text`, the rendering up to message `turn`, as far as where that message's content starts."""
         message = self.messages[turn]
-        for content in (_MARK + (message.get("content") or ""), _MARK):
-            marked = self._try([*self.messages[:turn], {**message, "content": content}]) or ""
-            before, found, _ = marked.partition(_MARK)
+        for content in (self.mark + _content(message), self.mark):
+            rendered = self._try([*self.messages[:turn], {**message, "content": content}])
+            before, found, _ = (rendered.text if rendered else "").partition(self.mark)
             if found and text.startswith(before):
                 return before
         raise RowError(
@@ -222,12 +271,16 @@ class _Renderer:
 
     def opening(self, turn: int) -> str:
         """The beginning of what message `turn` says."""
-        return (self.messages[turn].get("content") or "").strip()[:1]
+        return _content(self.messages[turn]).strip()[:1]
 
     def after(self, turn: int) -> str:
         """What the template writes after the content of message `turn`, the last one."""
-        message = {**self.messages[turn], "content": _MARK}
-        return (self._try([*self.messages[:turn], message]) or _MARK).rpartition(_MARK)[2]
+        rendered = self._try([*self.messages[:turn], {**self.messages[turn], "content": self.mark}])
+        return (rendered.text if rendered else "").rpartition(self.mark)[2]
+
+
+def _content(message: Message) -> str:
+    return message.get("content") or ""
 
 
 def _shared(first: str, second: str) -> int:
@@ -246,7 +299,7 @@ def _check_reply(reply: str, message: Message, turn: int) -> None:
     for call in message.get("tool_calls") or ():
         if call["function"]["name"] not in reply:
             raise RowError("a chat template that writes tool calls", f"one that leaves out those of message {turn + 1}")
-    words = (message.get("content") or "").split()
+    words = _WORDS.findall(_content(message)) or _content(message).split()
     if words and words[-1] not in reply:
         raise RowError(f"a chat template that writes message {turn + 1}", "one that leaves it out")
 

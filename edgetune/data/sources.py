@@ -22,12 +22,19 @@ from edgetune.errors import DataError, UsageError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """File types that can be read."""
 
+_SPLIT_WORDS = {"train": "train|training", "valid": "valid|validation|val|dev|eval", "test": "test|testing"}
 _SPLIT_NAMES = {
-    "train": re.compile(r"(train|training)([-_.].*)?", re.IGNORECASE),
-    "valid": re.compile(r"(valid|validation|val|dev|eval)([-_.].*)?", re.IGNORECASE),
-    "test": re.compile(r"(test|testing)([-_.].*)?", re.IGNORECASE),
+    # "train", "train-00000-of-00002", "gsm8k_train"
+    name: re.compile(rf"({words})([-_.].*)?|.*[-_.]({words})", re.IGNORECASE)
+    for name, words in _SPLIT_WORDS.items()
 }
+_ROW_COLUMNS = {"messages", "conversations", "conversation", "prompt", "instruction", "question", "text"}
+"""A JSON object with one of these is a row itself, not a wrapper of rows."""
+
+_BLANK = re.compile(r"[ \t\r\n]*")
 _LARGEST_FIELD = 1 << 30
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MAYBE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,14 @@ def iter_rows(path: Path) -> Iterator[Row | BadRow]:
     text = _read_text(path)
     if not text.strip():
         raise DataError(f"{path} holds nothing but white space.", hint="Give a file with at least one row.")
+    rows: Iterator[Row | BadRow]
     if suffix == ".txt":
-        return iter([Row(path, 1, {"text": text})])
-    if suffix in (".csv", ".tsv"):
-        return _iter_csv(path, text, "\t" if suffix == ".tsv" else "")
-    return _iter_json_list(path, text) if _is_json_list(text) else _iter_jsonl(path, text)
+        rows = iter([Row(path, 1, {"text": text})])
+    elif suffix in (".csv", ".tsv"):
+        rows = _iter_csv(path, text, "\t" if suffix == ".tsv" else "")
+    else:
+        rows = _iter_json_list(path, text, text.index("[")) if _is_json_list(text) else _iter_jsonl(path, text)
+    return map(_checked_text, rows) if _MAYBE_SURROGATE.search(text) else rows
 
 
 def _data_files(directory: Path) -> list[Path]:
@@ -135,14 +145,21 @@ def _read_text(path: Path) -> str:
     raw = path.read_bytes()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}, line 1: the text is UTF-16, expected UTF-8.", hint="Save the file as UTF-8.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        found = raw[error.start : error.start + 1].hex()
-        raise DataError(
-            f"{path}, line {line}: byte 0x{found} is not valid UTF-8.", hint="Save the file as UTF-8."
-        ) from error
+    # What is no UTF-8 becomes a lone surrogate, for which its row alone is refused.
+    return raw.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _checked_text(row: Row | BadRow) -> Row | BadRow:
+    """`row`, or why its text is none: bytes that are no UTF-8, or half of a surrogate pair written as an escape."""
+    if isinstance(row, BadRow):
+        return row
+    found = _SURROGATE.search(json.dumps(row.values, ensure_ascii=False))
+    if found is None:
+        return row
+    code = ord(found.group())
+    if 0xDC80 <= code <= 0xDCFF:
+        return BadRow(row.path, row.line, f"byte 0x{code - 0xDC00:02x} is not valid UTF-8 (save the file as UTF-8)")
+    return BadRow(row.path, row.line, f"expected whole characters, found half of a surrogate pair (\\u{code:04x})")
 
 
 def _is_json_list(text: str) -> bool:
@@ -156,7 +173,11 @@ def _is_json_list(text: str) -> bool:
 
 def _iter_jsonl(path: Path, text: str) -> Iterator[Row | BadRow]:
     if (whole := _single_object(text)) is not None:
-        yield from _wrapped_rows(path, whole)
+        lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        if len(lists) == 1 and not _ROW_COLUMNS & {name.lower() for name in whole}:
+            yield from _iter_json_list(path, text, _list_position(text))
+        else:
+            yield Row(path, text.count("\n", 0, text.index("{")) + 1, whole)
         return
     # Only "\n" ends a line: JSON strings may hold U+2028 and its like.
     for line, record in enumerate(text.split("\n"), 1):
@@ -165,25 +186,27 @@ def _iter_jsonl(path: Path, text: str) -> Iterator[Row | BadRow]:
 
 
 def _single_object(text: str) -> dict[str, Any] | None:
-    """The one JSON object that fills `text` over several lines; None when it is anything else."""
-    stripped = text.strip()
-    if not stripped.startswith("{") or "\n" not in stripped:
+    """The one JSON object that fills `text`; None when it is anything else."""
+    if not text.lstrip().startswith("{"):
         return None
     try:
-        value = json.loads(stripped)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _wrapped_rows(path: Path, whole: dict[str, Any]) -> Iterator[Row | BadRow]:
-    lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    is_row = any(key in whole for key in ("messages", "conversations", "conversation"))
-    if is_row or len(lists) != 1:
-        yield Row(path, 1, whole)
-        return
-    for record in lists[0]:
-        yield Row(path, 1, record) if isinstance(record, dict) else BadRow(path, 1, _not_an_object(record))
+def _list_position(text: str) -> int:
+    """Where the first list of objects in the JSON object that fills `text` opens."""
+    decoder = json.JSONDecoder()
+    position = text.index("{")
+    while True:
+        _, position = decoder.raw_decode(text, text.index('"', position))
+        position = _BLANK.match(text, text.index(":", position) + 1).end()  # type: ignore[union-attr]
+        value, end = decoder.raw_decode(text, position)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return position
+        position = end
 
 
 def _parse(path: Path, line: int, record: str) -> Row | BadRow:
@@ -195,14 +218,14 @@ def _parse(path: Path, line: int, record: str) -> Row | BadRow:
     return Row(path, line, value) if isinstance(value, dict) else BadRow(path, line, _not_an_object(value))
 
 
-def _iter_json_list(path: Path, text: str) -> Iterator[Row | BadRow]:
+def _iter_json_list(path: Path, text: str, opens: int) -> Iterator[Row | BadRow]:
+    """The records of the JSON list whose bracket is at `opens`."""
     decoder = json.JSONDecoder()
-    blank = re.compile(r"[ \t\r\n]*")
-    position = text.index("[") + 1
+    position = opens + 1
     line, counted = text.count("\n", 0, position) + 1, position
     expect_value = False
     while True:
-        position = blank.match(text, position).end()  # type: ignore[union-attr]
+        position = _BLANK.match(text, position).end()  # type: ignore[union-attr]
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]" and not expect_value:
             return
@@ -216,7 +239,7 @@ def _iter_json_list(path: Path, text: str) -> Iterator[Row | BadRow]:
                 f"{path}, line {here}: the JSON list is broken here: {_shorten(text[at:])}.", hint="Repair the file."
             ) from error
         yield Row(path, line, value) if isinstance(value, dict) else BadRow(path, line, _not_an_object(value))
-        position = blank.match(text, end).end()  # type: ignore[union-attr]
+        position = _BLANK.match(text, end).end()  # type: ignore[union-attr]
         expect_value = text[position : position + 1] == ","
         if expect_value:
             position += 1
@@ -239,6 +262,9 @@ def _iter_csv(path: Path, text: str, delimiter: str) -> Iterator[Row | BadRow]:
                 continue
             if names is None:
                 names = [cell.strip() for cell in cells]
+                if wrong := _SURROGATE.search("".join(names)):
+                    found = f"byte 0x{ord(wrong.group()) & 0xFF:02x} is not valid UTF-8"
+                    raise DataError(f"{path}, line {start}: {found}.", hint="Save the file as UTF-8.")
             elif len(cells) != len(names):
                 yield BadRow(path, start, f"expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
             else:
@@ -259,9 +285,16 @@ def _iter_parquet(path: Path) -> Iterator[Row | BadRow]:
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(path, number, values)
+                    yield Row(path, number, _without_fill(values))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}.", hint="Write it again.") from error
+
+
+def _without_fill(value: Any) -> Any:
+    """`value` without the nulls that a columnar file puts where a record lacks a field that others have."""
+    if isinstance(value, dict):
+        return {key: _without_fill(item) for key, item in value.items() if item is not None}
+    return [_without_fill(item) for item in value] if isinstance(value, list) else value
 
 
 def _not_an_object(value: Any) -> str:
