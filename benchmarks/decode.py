@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import llama_cpp
-from edgetune.engine.llama import LlamaEngine, physical_cores
+from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.sampling import Sampling
+from edgetune.hardware import physical_cores
 
 QWEN_0_5B = {
     "vocab_size": 151936,

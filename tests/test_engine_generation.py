@@ -12,6 +12,7 @@ import pytest
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.grammar import grammar_from_json_schema
 from edgetune.engine.llama import LlamaEngine
+from edgetune.engine.sampler import Seen
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
 from tests.ggufs import base_gguf
@@ -38,8 +39,8 @@ class Spoken(LlamaEngine):
         self.__dict__.update(engine.__dict__)
         self._said = iter(ids)
 
-    def sample(self, sampler: Any) -> int | None:
-        return next(self._said, None)
+    def choose(self, sampler: Any, row: int, top: int) -> tuple[int | None, Seen | None]:
+        return next(self._said, None), None
 
 
 def speak(engine: LlamaEngine, text: str | bytes, **options: Any) -> LlamaGeneration:
@@ -199,11 +200,11 @@ def test_closing_keeps_what_was_said(engine: LlamaEngine) -> None:
 
 def test_an_interrupt_inside_the_engine_leaves_it_usable(engine: LlamaEngine) -> None:
     class Interrupted(Spoken):
-        def sample(self, sampler: Any) -> int | None:
-            token = super().sample(sampler)
+        def choose(self, sampler: Any, row: int, top: int) -> tuple[int | None, Seen | None]:
+            token, seen = super().choose(sampler, row, top)
             if token is None:
                 raise KeyboardInterrupt
-            return token
+            return token, seen
 
     expected = run(engine, GREEDY).ids
     spoken = engine.tokenizer.encode("hi STO", add_special=False)

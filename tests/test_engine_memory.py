@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from edgetune.engine.backends import list_devices, system_info
-from edgetune.engine.llama import physical_cores
 from edgetune.engine.memory import choose_context, kv_bytes_per_token, layers_that_fit
 from edgetune.gguf_header import GgufHeader, TensorInfo
+from edgetune.hardware import physical_cores
 
 
 def header(tensors: dict[str, int] | None = None, /, **values: Any) -> GgufHeader:

@@ -1,34 +1,53 @@
 """One running reply: tokens become text as they come, until a stop token, a stop string, a limit or the user ends it.
 
 Text is never cut inside a character, and what may be the beginning of a stop string is held back until it is known not
-to be one.
+to be one. A reply does not evaluate anything itself: where it needs the model it says so and waits, so that one loop
+can drive a single reply, several in turn, or several in one batch.
 """
 
 from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgetune.engine.protocol import FinishReason, Timings
+from edgetune.engine.native import AdapterKey
+from edgetune.engine.protocol import Candidate, Drafted, FinishReason, Timings, TokenChoice
+from edgetune.engine.sampler import Sampler, Seen
+from edgetune.engine.sampling import Sampling
+from edgetune.engine.speculation import Speculation
 
 if TYPE_CHECKING:
+    from edgetune.engine.cache import Slot
     from edgetune.engine.llama import LlamaEngine
-    from edgetune.engine.sampler import Sampler
 
 
 class LlamaGeneration:
     """See `protocol.Generation`."""
 
     def __init__(
-        self, engine: LlamaEngine, sampler: Sampler, prompt: list[int], *, max_tokens: int, stop: Sequence[str]
+        self,
+        engine: LlamaEngine,
+        sampler: Sampler,
+        prompt: list[int],
+        *,
+        adapters: AdapterKey,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        prefix: Sequence[int] = (),
+        top: int = 0,
+        shift: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         """Nothing is evaluated before the first step of the iteration."""
         self.text = ""
         """What was said so far; stop strings are not part of it."""
         self.ids: list[int] = []
-        """The tokens sampled so far, the one that ended it not included."""
+        """The tokens of the reply so far, the one that ended it not included."""
+        self.choices: list[TokenChoice] = []
+        """What each of `ids` was chosen from, when `top` asked for it."""
         self.finish_reason: FinishReason | None = None
         """None while it runs."""
         self.context_full = False
@@ -37,8 +56,22 @@ class LlamaGeneration:
         """The seed in use, also when a random one was asked for."""
         self.reused_tokens = 0
         """How many tokens of the prompt the KV cache held already."""
-        self._engine, self._sampler, self._prompt = engine, sampler, prompt
-        self._max_tokens, self._stop = max_tokens, _StopStrings(stop)
+        self.adapters, self.shift = adapters, shift
+        self.pending: list[int] = [*prompt, *prefix]
+        """What has to be evaluated before the next token can be chosen."""
+        self.row = 0
+        """Where the outputs for `pending` begin in the last evaluation."""
+        self.slot: Slot | None = None
+        """The sequence it runs on; none before the first evaluation and after the end."""
+        self.is_waiting = False
+        """Whether `pending` has to be evaluated before the next step."""
+        self.is_cancelled = False
+        self._engine, self._sampler = engine, sampler
+        self._prompt, self._prefix = prompt, list(prefix)
+        self._max_tokens, self._stop, self._top = max_tokens, _StopStrings(stop), top
+        self._next_sampling: Sampling | None = None
+        self._speculation, self._guesses = speculation, list[int]()
+        self._history = [*prompt, *prefix]
         self._strip_space = engine.tokenizer.swallows_space_after(prompt[-1])
         self._started = time.perf_counter()
         self._evaluated = self._first = self._last = self._started
@@ -48,18 +81,39 @@ class LlamaGeneration:
         return self
 
     def __next__(self) -> str:
-        return next(self._steps)
+        while (text := self.step()) is None:
+            self._engine.evaluate([self])
+        return text
+
+    def step(self) -> str | None:
+        """More text, or None when `pending` has to be evaluated first. Raises `StopIteration` at the end."""
+        text = next(self._steps)
+        self.is_waiting = text is None
+        return text
 
     def close(self) -> None:
         """Stop here, as by the user; what was said so far stays."""
         self._steps.close()
-        self._sampler.close()
         self._finish("interrupted")
+        self._free()
+
+    def cancel(self) -> None:
+        """Let the iteration end by itself; for any thread."""
+        self.is_cancelled = True
+
+    def change_sampling(self, sampling: Sampling) -> None:
+        """Choose by other parameters from the next token on; for any thread."""
+        self._next_sampling = sampling
 
     @property
     def is_whole(self) -> bool:
         """Whether `text` is all that was said with `ids`: no stop string cut it."""
         return not self._stop.found
+
+    @property
+    def drafted(self) -> Drafted:
+        """What speculation did."""
+        return self._speculation.drafted if self._speculation else Drafted()
 
     @property
     def timings(self) -> Timings:
@@ -68,16 +122,24 @@ class LlamaGeneration:
             prompt_tokens=len(self._prompt),
             reused_tokens=self.reused_tokens,
             prompt_seconds=self._evaluated - self._started,
-            generated_tokens=len(self.ids),
+            generated_tokens=self._new_tokens,
             generated_seconds=self._last - self._first,
             first_token_seconds=self._first - self._started,
         )
 
-    def _run(self) -> Generator[str, None, None]:
+    def _run(self) -> Generator[str | None, None, None]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        length = 0
         try:
             for raw in self._pieces():
-                if text := self._stop.feed(decoder.decode(raw)):
+                if raw is None:
+                    yield None
+                    continue
+                decoded = decoder.decode(raw)
+                if self._top:
+                    self.choices[-1] = replace(self.choices[-1], start=length, end=length + len(decoded))
+                length += len(decoded)
+                if text := self._stop.feed(decoded):
                     self.text += text
                     yield text
                 if self._stop.found:
@@ -92,33 +154,94 @@ class LlamaGeneration:
             self._finish("interrupted")
             raise
         finally:
-            self._sampler.close()
+            self._free()
 
-    def _pieces(self) -> Iterator[bytes]:
-        engine, sampler, eog_ids = self._engine, self._sampler, self._engine.tokenizer.eog_ids
-        piece, clock, ids = engine.tokenizer.piece, time.perf_counter, self.ids
+    @property
+    def _new_tokens(self) -> int:
+        return max(0, len(self.ids) - len(self._prefix))
+
+    def _pieces(self) -> Iterator[bytes | None]:
+        """The bytes of each token of the reply; None where `pending` has to be evaluated."""
         if self._max_tokens == 0:
             self._finish("length")
             return
-        self.reused_tokens = engine.evaluate(self._prompt)
-        self._evaluated = self._first = self._last = clock()
-        strip_space = self._strip_space
+        yield None
+        self._evaluated = self._first = self._last = time.perf_counter()
+        for token in self._prefix:
+            yield self._say(token, None)
         while True:
-            token = engine.sample(sampler)
-            self._last = clock()
-            if not ids:
-                self._first = self._last
-            if token is None or token in eog_ids:
-                self._finish("stop")
-                return
-            ids.append(token)
-            yield piece(token).removeprefix(b" ") if strip_space else piece(token)
-            strip_space = False
-            if len(ids) == self._max_tokens or engine.is_full:
-                self.context_full = engine.is_full
-                self._finish("length")
-                return
-            engine.evaluate_next(token)
+            # A row of logits for the token that was certain, and one more for each guess that turns out right.
+            for right in range(len(self._guesses) + 1):
+                choice = self._choose(self.row + right)
+                if choice is None:
+                    return
+                token, seen = choice
+                yield self._say(token, seen)
+                if self._is_at_limit():
+                    return
+                if token not in self._guesses[right : right + 1]:
+                    break
+            self._prepare(token, right)
+            yield None
+
+    def _choose(self, row: int) -> tuple[int, Seen | None] | None:
+        """The next token; None when there is none."""
+        if self.is_cancelled:
+            self._finish("interrupted")
+            return None
+        if self._next_sampling is not None:
+            self._sampler.close()
+            self._sampler = self._engine.build_sampler(self._next_sampling, self._history)
+            self._next_sampling = None
+        token, seen = self._engine.choose(self._sampler, row, self._top)
+        self._last = time.perf_counter()
+        if not self._new_tokens:
+            self._first = self._last
+        if token is None or token in self._engine.tokenizer.eog_ids:
+            self._finish("stop")
+            return None
+        return token, seen
+
+    def _say(self, token: int, seen: Seen | None) -> bytes:
+        piece = self._engine.tokenizer.piece
+        self.ids.append(token)
+        if self._new_tokens:
+            self._history.append(token)
+        if self._top:
+            self.choices.append(_as_choice(token, seen, piece))
+        raw = piece(token)
+        if self._strip_space:
+            self._strip_space, raw = False, raw.removeprefix(b" ")
+        return raw
+
+    def _is_at_limit(self) -> bool:
+        assert self.slot is not None
+        full = self._engine.is_full(self.slot)
+        if full or self._new_tokens == self._max_tokens:
+            self.context_full = full
+            self._finish("length")
+            return True
+        return False
+
+    def _prepare(self, token: int, right: int) -> None:
+        """Have the chosen `token` evaluated, and what may follow it; drop the entries of guesses that were wrong."""
+        assert self.slot is not None
+        if wrong := len(self._guesses) - right:
+            self._engine.drop_last(self.slot, wrong)
+        self._guesses = []
+        if self._speculation:
+            self._speculation.settle(token, right)
+            limit = self._engine.guess_limit()
+            if self._max_tokens > 0:
+                limit = min(limit, self._max_tokens - self._new_tokens - 1)
+            self._guesses = self._speculation.guess(self._history, limit)
+        self.pending = [token, *self._guesses]
+
+    def _free(self) -> None:
+        self._sampler.close()
+        if self.slot is not None:
+            self._engine.release(self.slot)
+            self.slot = None
 
     def _finish(self, reason: FinishReason) -> None:
         if self.finish_reason is None:
@@ -158,3 +281,17 @@ class _StopStrings:
         """What was held back, once no more text comes."""
         held, self.held = self.held, ""
         return held
+
+
+def _as_choice(token: int, seen: Seen | None, piece: Callable[[int], bytes]) -> TokenChoice:
+    if seen is None:
+        return TokenChoice(token, 0, 0, 1.0, 1.0)
+    return TokenChoice(token, 0, 0, seen.probabilities[-1], seen.sampled[-1], as_candidates(seen, piece))
+
+
+def as_candidates(seen: Seen, piece: Callable[[int], bytes]) -> tuple[Candidate, ...]:
+    """The likeliest tokens of a choice as values for people."""
+    rows = zip(seen.tokens[:-1], seen.probabilities, seen.sampled, strict=False)
+    return tuple(
+        Candidate(token, piece(token).decode(errors="replace"), before, after) for token, before, after in rows
+    )

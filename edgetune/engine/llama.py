@@ -1,62 +1,74 @@
-"""The llama.cpp engine: one model, one context, one sequence, on the low-level bindings.
+"""The llama.cpp engine: one copy of the weights, one context, several sequences, on the low-level bindings.
 
-It keeps the weights mapped with adapters, evaluates only what the KV cache does not hold yet, and never reuses entries
-computed under another set of adapters. Tokenizing is the tokenizer's work, choosing tokens the sampler's; text, stop
-strings and timings are `generation`'s.
+It keeps the weights mapped with adapters and evaluates only what the KV cache does not hold yet. Which entries those
+are is the cache's knowledge, choosing tokens the sampler's; text, stop strings and timings are `generation`'s; how
+several replies share the context is `together`'s.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.adapter_fit import check_runnable
 from edgetune.engine import native
-from edgetune.engine.backends import Device, list_devices
-from edgetune.engine.generation import LlamaGeneration
-from edgetune.engine.memory import BYTES_PER_VALUE, choose_context, kv_bytes_per_token, layers_that_fit
-from edgetune.engine.native import lib
-from edgetune.engine.protocol import LoraSpec
-from edgetune.engine.sampler import Sampler
+from edgetune.engine.backends import list_devices
+from edgetune.engine.batch import Batch
+from edgetune.engine.cache import KvCache, Slot
+from edgetune.engine.draft import DraftModel, open_draft
+from edgetune.engine.generation import LlamaGeneration, as_candidates
+from edgetune.engine.interrupt import Stopped, interruptible
+from edgetune.engine.loading import (
+    LOGIT_ROWS,
+    CacheType,
+    FlashAttention,
+    check_context,
+    gpu_layers_for,
+    load_model,
+    open_context,
+)
+from edgetune.engine.memory import kv_bytes_per_token
+from edgetune.engine.native import AdapterKey, lib
+from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
+from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
-from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header, vocab_overrides
-from edgetune.errors import ResourceError, UnsupportedError, UsageError
+from edgetune.engine.speculation import NgramDrafter, Speculation, StepCosts
+from edgetune.engine.state_file import read_state_file, write_state_file
+from edgetune.engine.together import run_together
+from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
+from edgetune.errors import UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-FlashAttention = Literal["auto", "on", "off"]
-
-_CACHE_TYPES = {
-    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
-}  # fmt: skip
-_FLASH_ATTENTION = {"auto": -1, "on": 1, "off": 0}
-_LOGIT_ROWS = 64
-"""Positions whose logits one evaluation may return; bounds llama.cpp's output buffers."""
-_NO_SLOT = 1
+_ABORTED = 2
 
 
 class LlamaEngine:
     """A loaded model; see `protocol.Engine`."""
 
-    def __init__(self, header: GgufHeader, model: Any, context: Any, *, batch_size: int) -> None:
-        """Take over `model` and `context`; use `open`."""
+    def __init__(self, header: GgufHeader, model: Any, context: Any, *, batch_size: int, identity: str) -> None:
+        """Take over `model` and `context`; use `open`. `identity` names what decides the numbers in the KV cache."""
         self._header, self._model, self._context = header, model, context
-        self._memory = lib.llama_get_memory(context)
-        self._batch_size = batch_size
-        self._window = lib.llama_model_n_swa(model)
+        self._batch_size, self._identity = batch_size, identity
+        self._batch = Batch(batch_size)
         self._vocab = lib.llama_model_get_vocab(model)
         self._loaded: dict[tuple[Path, int, int], Any] = {}
         self._adapters: tuple[LoraSpec, ...] = ()
-        self._adapter_key: tuple[Any, ...] = ()
-        self._cached: list[int] = []
-        self._single = (lib.llama_token * 1)()
-        self._single_batch = lib.llama_batch_get_one(self._single, 1)
+        self._adapter_key: AdapterKey = ()
+        self._applied: AdapterKey = ()
+        self._peeked: tuple[Slot, int] | None = None
+        self._draft: DraftModel | None = None
+        self._draft_ngrams = False
+        self._bytes_per_token, self._is_on_gpu = 0, False
+        self.cache = KvCache(context, window=lib.llama_model_n_swa(model))
+        """What the context holds."""
+        self.costs = StepCosts()
+        """What evaluations of a few tokens take here."""
         self.tokenizer = GgufTokenizer(self._vocab, header)
         """The model's vocabulary."""
         self.context_size: int = lib.llama_n_ctx(context)
@@ -75,34 +87,47 @@ class LlamaEngine:
         cache_type_v: CacheType = "f16",
         flash_attn: FlashAttention = "auto",
         lora: Sequence[LoraSpec] = (),
+        draft: str = "",
         verbose: bool = False,
     ) -> LlamaEngine:
         """Load the GGUF model at `path`.
 
         `ctx_size` 0 is the model's own context, or what memory allows; `gpu_layers` -1 is all that fit; `threads` 0 is
-        the number of physical cores. Raises `CorruptFileError`, `UnsupportedError`, `ResourceError`.
+        the number of physical cores; `draft` is "ngram" or the path of a smaller model with the same vocabulary, to
+        guess tokens with. Raises `CorruptFileError`, `UnsupportedError`, `ResourceError`, `MismatchError`.
         """
         header = load_header(path)
         check_is_model(header)
         native.start(verbose=verbose)
         kv_bytes = kv_bytes_per_token(header, type_k=cache_type_k, type_v=cache_type_v)
         gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
-        ctx_size = _check_context(header, ctx_size, kv_bytes, gpus)
-        model = _load_model(path, header, _gpu_layers(header, gpu_layers, kv_bytes * ctx_size, gpus))
+        ctx_size = check_context(header, ctx_size, kv_bytes, gpus)
+        batch_size = max(batch_size, LOGIT_ROWS)
+        key = _file_key(path)
+        gpu_layers = gpu_layers_for(header, gpu_layers, kv_bytes * ctx_size, gpus)
+        model = load_model(path, header, gpu_layers=gpu_layers)
         try:
-            parameters = _context_parameters(ctx_size, threads or physical_cores(), batch_size)
-            parameters.type_k, parameters.type_v = _CACHE_TYPES[cache_type_k], _CACHE_TYPES[cache_type_v]
-            parameters.flash_attn_type = _FLASH_ATTENTION[flash_attn]
-            native.forget_errors()
-            context = lib.llama_init_from_model(model, parameters)
-            if not context:
-                raise native.failure(f"llama.cpp cannot make a context of {ctx_size} tokens for {path}")
+            context = open_context(
+                model,
+                path,
+                ctx_size=ctx_size,
+                threads=threads,
+                batch_size=batch_size,
+                cache_type_k=cache_type_k,
+                cache_type_v=cache_type_v,
+                flash_attn=flash_attn,
+            )
         except BaseException:
             lib.llama_model_free(model)
             raise
-        engine = cls(header, model, context, batch_size=batch_size)
+        identity = f"{key} {cache_type_k} {cache_type_v} {flash_attn} {native.version()}"
+        engine = cls(header, model, context, batch_size=batch_size, identity=identity)
+        engine._bytes_per_token, engine._is_on_gpu = int(kv_bytes), bool(gpus and gpu_layers)
         try:
             engine.set_adapters(lora)
+            engine._draft_ngrams = draft == "ngram"
+            if draft and not engine._draft_ngrams:
+                engine._draft = open_draft(Path(draft), engine, threads=threads, gpu_layers=gpu_layers)
         except BaseException:
             engine.close()
             raise
@@ -124,12 +149,37 @@ class LlamaEngine:
         return int(lib.llama_model_n_ctx_train(self._model))
 
     @property
+    def cached_ids(self) -> tuple[int, ...]:
+        """The tokens of the sequence used last, where they were evaluated under the adapters of now."""
+        latest = self.cache.latest
+        return tuple(latest.ids) if latest.key == self._adapter_key else ()
+
+    @property
     def cached_tokens(self) -> int:
-        """How many tokens the KV cache holds."""
-        return len(self._cached)
+        """How many tokens `cached_ids` are."""
+        return len(self.cached_ids)
+
+    @property
+    def memory(self) -> EngineMemory:
+        """What the model takes."""
+        weights, per_token = int(lib.llama_model_size(self._model)), self._bytes_per_token
+        return EngineMemory(weights=weights, context=per_token * self.context_size, per_token=per_token)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether any layer is computed on a GPU."""
+        return self._is_on_gpu
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether single tokens can be taken out of the KV cache again; recurrent models cannot."""
+        return not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     def close(self) -> None:
         """Free the model, its context and its adapters."""
+        if self._draft is not None:
+            self._draft.close()
+            self._draft = None
         if self._context is not None:
             lib.llama_free(self._context)
             # Adapters belong to the model and are freed with it.
@@ -149,41 +199,74 @@ class LlamaEngine:
         Raises `MismatchError` or `UnsupportedError` for one that does not fit the model; the set then stays as it was.
         """
         wanted = [adapter if isinstance(adapter, LoraSpec) else LoraSpec(*adapter) for adapter in adapters]
-        active = [adapter for adapter in wanted if adapter.scale != 0]
-        keys = [_file_key(adapter.path) for adapter in active]
-        handles = [self._load_adapter(key) for key in keys]
-        pointers = (lib.llama_adapter_lora_p_ctypes * max(len(handles), 1))(*handles)
-        scales = (ctypes.c_float * max(len(active), 1))(*(adapter.scale for adapter in active))
-        native.forget_errors()
-        if lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales):
-            raise native.failure("llama.cpp refused the adapters")
-        self._adapters = tuple(wanted)
-        key = tuple(zip(keys, (adapter.scale for adapter in active), strict=True))
-        if key != self._adapter_key:
-            self._adapter_key = key
-            self.forget()
+        key = self._load_adapters(wanted)
+        self._apply(key)
+        self._adapters, self._adapter_key = tuple(wanted), key
 
     def forget(self) -> None:
         """Empty the KV cache."""
-        lib.llama_memory_clear(self._memory, False)
-        self._cached.clear()
+        self.cache.clear()
+        self._peeked = None
 
     def generate(
-        self, ids: Sequence[int], sampling: Sampling, *, max_tokens: int = -1, stop: Sequence[str] = ()
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        prefix: Sequence[int] = (),
+        top: int = 0,
+        adapters: Sequence[LoraSpec] | None = None,
+        shift: bool = False,
     ) -> LlamaGeneration:
-        """Continue the prompt `ids`: iterate over the result for text; `max_tokens` -1 has no limit but the context.
+        """Continue the prompt `ids`: iterate over the result for text; see `protocol.Engine`.
 
         Raises `UsageError` when the prompt is empty or does not fit into the context.
         """
-        self._check_prompt(ids, room_for=1)
-        sampler = Sampler(
-            self._vocab,
-            sampling,
-            context_size=self.context_size,
-            eog_ids=self.tokenizer.eog_ids,
-            prompt=ids,
+        self._check_prompt([*ids, *prefix], room_for=1)
+        return LlamaGeneration(
+            self,
+            self.build_sampler(sampling, [*ids, *prefix]),
+            list(ids),
+            adapters=self._adapter_key if adapters is None else self._load_adapters(adapters),
+            max_tokens=max_tokens,
+            stop=stop,
+            prefix=prefix,
+            top=top,
+            shift=shift,
+            speculation=self._speculation(),
         )
-        return LlamaGeneration(self, sampler, list(ids), max_tokens=max_tokens, stop=stop)
+
+    def run_together(self, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
+        """Advance several replies side by side; see `protocol.Engine`."""
+        return run_together(self, [one for one in generations if isinstance(one, LlamaGeneration)])
+
+    def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
+        """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
+        if self._peeked is None:
+            return ()
+        slot, row = self._peeked
+        sampler = self.build_sampler(sampling, slot.ids)
+        try:
+            seen = sampler.peek(self._context, row, top)
+        finally:
+            sampler.close()
+        return as_candidates(seen, self.tokenizer.piece) if seen else ()
+
+    def save_state(self, path: Path) -> None:
+        """Keep the KV cache of the sequence used last in a file. Raises `UsageError` when it is empty."""
+        slot = self.cache.latest
+        if not slot.ids:
+            raise UsageError("Nothing was evaluated yet, so there is no state to keep.")
+        write_state_file(path, self._identity_under(slot.key), slot.ids, self.cache.read_state(slot))
+
+    def load_state(self, path: Path, ids: Sequence[int]) -> int:
+        """Take up a kept KV cache where it is the beginning of `ids`; returns how many tokens of it that are."""
+        found = read_state_file(path, self._identity_under(self._adapter_key))
+        if found is None:
+            return 0
+        return self.cache.adopt(self._adapter_key, *found, wanted=ids)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every token of `ids`, evaluated afresh; shape (tokens, vocabulary)."""
@@ -196,71 +279,106 @@ class LlamaEngine:
         """As `logits`, in parts: (position of the first row, rows); a part is only valid until the next one."""
         self._check_prompt(ids, room_for=0)
         self.forget()
+        self._apply(self._adapter_key)
+        slot = self.cache.take(self._adapter_key, ids)
         try:
-            for start in range(0, len(ids), _LOGIT_ROWS):
-                chunk = ids[start : start + _LOGIT_ROWS]
-                self._decode(chunk, all_logits=True)
+            for start in range(0, len(ids), LOGIT_ROWS):
+                chunk = ids[start : start + LOGIT_ROWS]
+                self._decode([(slot, chunk)], every_output=True)
                 pointer = lib.llama_get_logits(self._context)
                 yield start, np.ctypeslib.as_array(pointer, (len(chunk), self.tokenizer.n_vocab))
         finally:
+            self.cache.release(slot)
             self.forget()
 
-    def evaluate(self, ids: Sequence[int]) -> int:
-        """Make the KV cache hold exactly `ids`, the last one's logits ready; returns how many were there already."""
-        kept = self._keep_prefix(ids)
-        for start in range(kept, len(ids), self._batch_size):
-            chunk = ids[start : start + self._batch_size]
-            self._decode(chunk)
-            self._cached.extend(chunk)
-        return kept
+    def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
+        """Evaluate what these replies wait for: a single one's prompt, or the next tokens of several in one batch.
 
-    def evaluate_next(self, token: int) -> None:
-        """Append one token to the KV cache; the hot path of generation."""
-        self._single[0] = token
-        if lib.llama_decode(self._context, self._single_batch):
-            self._fail_decode()
-        self._cached.append(token)
+        They must have the same adapters. The outputs are valid until the next evaluation.
+        """
+        self._apply(generations[0].adapters)
+        parts = [(one.slot, one.pending) for one in generations if one.slot is not None]
+        if not parts:
+            self._begin(*generations)
+            return
+        for one, row in zip(generations, self._decode(parts, every_output=True), strict=True):
+            one.row = row
 
-    def sample(self, sampler: Sampler) -> int | None:
-        """Choose the next token from the last evaluation; None when a grammar allows none."""
-        return sampler.sample(self._context)
+    def choose(self, sampler: Sampler, row: int, top: int) -> tuple[int | None, Seen | None]:
+        """The next token after output `row`, and with `top` what from; None when a grammar allows none."""
+        if not top:
+            return sampler.sample(self._context, row), None
+        seen = sampler.sample_seen(self._context, row, top)
+        return (seen.token if seen else None), seen
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the context takes no further token."""
-        return len(self._cached) >= self.context_size
+    def build_sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
+        """A sampler for a text that is `history` so far."""
+        return Sampler(
+            self._vocab, sampling, context_size=self.context_size, eog_ids=self.tokenizer.eog_ids, prompt=history
+        )
 
-    def _keep_prefix(self, ids: Sequence[int]) -> int:
-        # The last token is always evaluated again: its logits are needed.
-        kept = 0
-        for mine, theirs in zip(self._cached, ids[:-1], strict=False):
-            if mine != theirs:
-                break
-            kept += 1
-        if kept and self._window:
-            # A sliding-window cache has dropped what lies behind the window of its newest token; going back needs it.
-            oldest = lib.llama_memory_seq_pos_min(self._memory, 0)
-            kept = kept if 0 <= oldest <= max(0, kept - self._window) else 0
-        # Also drops an entry that an interrupt kept from being recorded. Recurrent models cannot go back at all.
-        if not kept or not lib.llama_memory_seq_rm(self._memory, 0, kept, -1):
-            self.forget()
-            return 0
-        del self._cached[kept:]
-        return kept
+    def release(self, slot: Slot) -> None:
+        """The reply on `slot` has ended."""
+        self.cache.release(slot)
 
-    def _decode(self, ids: Sequence[int], *, all_logits: bool = False) -> None:
-        tokens = (lib.llama_token * len(ids))(*ids)
-        batch = lib.llama_batch_get_one(tokens, len(ids))
-        if all_logits:
-            flags = (ctypes.c_int8 * len(ids))(*([1] * len(ids)))
-            batch.logits = ctypes.cast(flags, ctypes.POINTER(ctypes.c_int8))
+    def drop_last(self, slot: Slot, count: int) -> None:
+        """Take the last `count` tokens out of `slot`."""
+        self.cache.truncate(slot, len(slot.ids) - count)
+
+    def is_full(self, slot: Slot) -> bool:
+        """Whether the context takes no further token of `slot`."""
+        return self.cache.room() <= 0
+
+    def guess_limit(self) -> int:
+        """How many guesses the context has room for beside the token that is certain."""
+        return max(0, min(self.cache.room() - 1, LOGIT_ROWS // 4 - 1))
+
+    def _begin(self, generation: LlamaGeneration) -> None:
+        """Take a sequence for `generation` and evaluate its prompt as far as the cache does not hold it."""
+        ids = generation.pending
+        slot = self.cache.take(generation.adapters, ids, shift=generation.shift)
+        generation.slot = slot
+        kept = self.cache.keep_prefix(slot, ids)
+        if generation.shift and self.cache.shift_towards(slot, ids):
+            kept = self.cache.keep_prefix(slot, ids)
+        generation.reused_tokens = kept
+        # Stopped in the middle, the rest stays unevaluated; the reply itself finds out that it was cancelled.
+        with interruptible(self._context, lambda: generation.is_cancelled):
+            for start in range(kept, len(ids), self._batch_size):
+                chunk = ids[start : start + self._batch_size]
+                (generation.row,) = self._decode([(slot, chunk)])
+
+    def _decode(self, parts: Sequence[tuple[Slot, Sequence[int]]], *, every_output: bool = False) -> list[int]:
+        """Evaluate the parts in one batch; returns the row of each part's first output."""
+        batch = self._batch
+        batch.clear()
+        rows = [batch.add(slot.number, len(slot.ids), ids, every_output=every_output) for slot, ids in parts]
+        self._peeked = None
         native.forget_errors()
-        if lib.llama_decode(self._context, batch):
-            self._fail_decode()
+        began = time.perf_counter()
+        code = lib.llama_decode(self._context, batch.raw)
+        if code == _ABORTED:
+            for slot, _ in parts:
+                self.cache.truncate(slot, len(slot.ids))
+            raise Stopped
+        if code:
+            self.forget()
+            raise native.failure("llama.cpp could not evaluate the text")
+        lib.llama_synchronize(self._context)
+        if batch.raw.n_tokens <= LOGIT_ROWS // 4:
+            self.costs.record(batch.raw.n_tokens, time.perf_counter() - began)
+        for slot, ids in parts:
+            slot.ids.extend(ids)
+        self._peeked = (parts[-1][0], rows[-1])
+        return rows
 
-    def _fail_decode(self) -> None:
-        self.forget()
-        raise native.failure("llama.cpp could not evaluate the text")
+    def _speculation(self) -> Speculation | None:
+        if not self.can_go_back or not (self._draft or self._draft_ngrams):
+            return None
+        return Speculation(self._draft or NgramDrafter(), self.costs)
+
+    def _identity_under(self, adapters: object) -> str:
+        return f"{self._identity} {adapters}"
 
     def _check_prompt(self, ids: Sequence[int], *, room_for: int) -> None:
         if not ids:
@@ -273,82 +391,36 @@ class LlamaEngine:
         if wrong := [token for token in ids if not 0 <= token < self.tokenizer.n_vocab]:
             raise UsageError(f"Token {wrong[0]} is outside the vocabulary of {self.tokenizer.n_vocab}.")
 
-    def _load_adapter(self, key: tuple[Path, int, int]) -> Any:
-        if key not in self._loaded:
-            path = key[0]
-            check_runnable(self._header, read_gguf_header(path))
-            native.forget_errors()
-            handle = lib.llama_adapter_lora_init(self._model, native.path_bytes(path))
-            if not handle:
-                raise native.failure(f"llama.cpp cannot load the adapter {path}")
-            self._loaded[key] = handle
-        return self._loaded[key]
+    def _load_adapters(self, adapters: Sequence[LoraSpec]) -> AdapterKey:
+        """Load what is not loaded yet; the active ones with their scales."""
+        active = [adapter for adapter in adapters if adapter.scale != 0]
+        keys = [_file_key(adapter.path) for adapter in active]
+        for key in keys:
+            self._load_adapter(key)
+        return tuple(zip(keys, (adapter.scale for adapter in active), strict=True))
 
+    def _load_adapter(self, key: tuple[Path, int, int]) -> None:
+        if key in self._loaded:
+            return
+        path = key[0]
+        check_runnable(self._header, read_gguf_header(path))
+        native.forget_errors()
+        handle = lib.llama_adapter_lora_init(self._model, native.path_bytes(path))
+        if not handle:
+            raise native.failure(f"llama.cpp cannot load the adapter {path}")
+        self._loaded[key] = handle
 
-def physical_cores() -> int:
-    """Physical cores this process may run on, at least 1; more threads than that slow decoding down."""
-    import psutil
-
-    cores = psutil.cpu_count(logical=False) or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, allowed))
-
-
-def _load_model(path: Path, header: GgufHeader, gpu_layers: int) -> Any:
-    parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = gpu_layers
-    overrides = vocab_overrides(header)
-    parameters.kv_overrides = overrides
-    native.forget_errors()
-    model = lib.llama_model_load_from_file(native.path_bytes(path), parameters)
-    if not model:
-        raise native.failure(f"llama.cpp cannot load {path}")
-    if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
-        lib.llama_model_free(model)
-        raise UnsupportedError(
-            f"{path} is a {header.architecture} model, which does not continue a text token by token.",
-            hint="Chat and generate take decoder-only language models.",
-        )
-    return model
-
-
-def _context_parameters(ctx_size: int, threads: int, batch_size: int) -> Any:
-    parameters = lib.llama_context_default_params()
-    parameters.n_ctx = ctx_size
-    parameters.n_batch = parameters.n_ubatch = max(batch_size, _LOGIT_ROWS)
-    parameters.n_outputs_max = _LOGIT_ROWS
-    parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.swa_full = False
-    parameters.no_perf = True
-    return parameters
-
-
-def _check_context(header: GgufHeader, ctx_size: int, kv_bytes: float, gpus: Sequence[Device]) -> int:
-    import psutil
-
-    memory, on_gpus = psutil.virtual_memory(), sum(gpu.free_bytes for gpu in gpus)
-    if header.file_bytes > memory.total + on_gpus:
-        raise ResourceError(
-            f"{header.path} takes {header.file_bytes / 1e9:.1f} GB; this machine has {memory.total / 1e9:.1f} GB.",
-            hint="Use a smaller quant type: edgetune quantize",
-        )
-    free = memory.available + on_gpus
-    if ctx_size <= 0:
-        return choose_context(header, kv_bytes, free)
-    # With sliding windows most layers keep a window only; how many do is llama.cpp's to know, and nearly all at most.
-    kv_bytes /= 6 if header.number("attention.sliding_window") else 1
-    if ctx_size * kv_bytes > free:
-        raise ResourceError(
-            f"A context of {ctx_size} tokens takes {ctx_size * kv_bytes / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.",
-            hint="Take a smaller one with -c, or a smaller cache type with -ctk q8_0 -ctv q8_0.",
-        )
-    return ctx_size
-
-
-def _gpu_layers(header: GgufHeader, gpu_layers: int, kv_bytes: float, gpus: Sequence[Device]) -> int:
-    if gpu_layers >= 0:
-        return gpu_layers
-    return layers_that_fit(header, kv_bytes, sum(gpu.free_bytes for gpu in gpus)) if gpus else 0
+    def _apply(self, key: AdapterKey) -> None:
+        """Let the next evaluation run under these adapters."""
+        if key is self._applied or key == self._applied:
+            return
+        handles = [self._loaded[file] for file, _ in key]
+        pointers = (lib.llama_adapter_lora_p_ctypes * max(len(handles), 1))(*handles)
+        scales = (ctypes.c_float * max(len(handles), 1))(*(scale for _, scale in key))
+        native.forget_errors()
+        if lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales):
+            raise native.failure("llama.cpp refused the adapters")
+        self._applied = key
 
 
 def _file_key(path: Path) -> tuple[Path, int, int]:
@@ -357,6 +429,3 @@ def _file_key(path: Path) -> tuple[Path, int, int]:
     except OSError as error:
         raise UsageError(f"There is no adapter {path}.", hint="Give the path of an adapter GGUF.") from error
     return path.resolve(), stat.st_mtime_ns, stat.st_size
-
-
-assert set(_CACHE_TYPES) == set(BYTES_PER_VALUE)

@@ -24,6 +24,9 @@ from edgetune.errors import EdgetuneError, ResourceError, UnsupportedError
 lib: Any = llama_cpp
 """The C API, function by function."""
 
+AdapterKey = tuple[tuple[tuple[Path, int, int], float], ...]
+"""Adapters that are applied: (path, modification time, size) of each file, and its scale."""
+
 _ERROR, _CONTINUED = 4, 5
 _errors: deque[str] = deque(maxlen=8)
 _state: dict[str, Any] = {"verbose": False, "level": 0, "callback": None}
@@ -37,6 +40,13 @@ def start(*, verbose: bool | None = None) -> None:
         _state["callback"] = lib.llama_log_callback(_on_log)
         lib.llama_log_set(_state["callback"], ctypes.c_void_p(0))
         lib.llama_backend_init()
+
+
+def version() -> str:
+    """Of the bindings, and with them of llama.cpp."""
+    import llama_cpp as package
+
+    return str(package.__version__)
 
 
 def forget_errors() -> None:

@@ -26,6 +26,55 @@ class LoraSpec:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A token that may come next."""
+
+    id: int
+    text: str
+    """What it stands for; bytes that are no UTF-8 by themselves show as U+FFFD. Control characters are as they are."""
+    probability: float
+    """In the model's own distribution, before any sampling parameter."""
+    sampled: float
+    """What the sampling parameters make of it: 0 when they cut it off, 1 when it is the only one left."""
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token of a reply, and what it was chosen from."""
+
+    id: int
+    start: int
+    """Where its text begins in the reply, in characters."""
+    end: int
+    """Where it ends; equal to `start` for bytes that only become a character with the next token's."""
+    probability: float
+    sampled: float
+    alternatives: tuple[Candidate, ...] = ()
+    """The likeliest tokens at this place, best first; empty for a token that was given and not chosen."""
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """What a loaded model takes, in bytes."""
+
+    weights: int
+    context: int
+    """The KV cache, allocated for the whole context."""
+    per_token: int
+    """Of the KV cache, for one token."""
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What speculation did in a reply."""
+
+    proposed: int = 0
+    """Tokens guessed and evaluated together with one that was certain."""
+    accepted: int = 0
+    """Of those, the ones that the model chose as well."""
+
+
+@dataclass(frozen=True)
 class Timings:
     """What a generation cost. Seconds are wall-clock."""
 
@@ -75,6 +124,8 @@ class Generation(Protocol):
     """Whether it ended because the context took no further token."""
     seed: int
     """The seed in use, also when a random one was asked for."""
+    choices: list[TokenChoice]
+    """What each of `ids` was chosen from, when `top` asked for it."""
 
     @property
     def is_whole(self) -> bool:
@@ -88,11 +139,17 @@ class Generation(Protocol):
     def __next__(self) -> str: ...
 
     def close(self) -> None:
-        """Stop here; what was said so far stays."""
+        """Stop here; what was said so far stays. For the thread that iterates."""
+
+    def cancel(self) -> None:
+        """Let the iteration end by itself, at the next token or in the middle of the prompt. For any thread."""
+
+    def change_sampling(self, sampling: Sampling) -> None:
+        """Choose by other parameters from the next token on. For any thread."""
 
 
 class Engine(Protocol):
-    """Runs one model with a set of adapters on one sequence."""
+    """Runs one model, with sets of adapters, on several sequences. One thread at a time may call it."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -107,9 +164,46 @@ class Engine(Protocol):
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
         """Apply these adapters, and no others, from the next evaluation on."""
 
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens the sequence used last holds."""
+
+    @property
+    def memory(self) -> EngineMemory: ...
+
     def generate(
-        self, ids: Sequence[int], sampling: Sampling, *, max_tokens: int = -1, stop: Sequence[str] = ()
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        prefix: Sequence[int] = (),
+        top: int = 0,
+        adapters: Sequence[LoraSpec] | None = None,
+        shift: bool = False,
     ) -> Generation:
-        """Continue the prompt `ids`; at most `max_tokens` new ones, -1 until the context is full."""
+        """Continue the prompt `ids`; at most `max_tokens` new ones, -1 until the context is full.
+
+        `prefix`: tokens that the reply begins with; they are not chosen, and do not count as new. `top`: how many
+        alternatives each choice keeps. `adapters`: a set of its own for this reply. `shift`: tokens that left the
+        middle of the prompt since the last time leave the cache as well, and what follows them is not evaluated again;
+        an approximation, since it was computed in their presence.
+        """
+
+    def run_together(self, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
+        """Advance several replies side by side: (which one, text). Each is what it would be alone."""
+
+    def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
+        """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
+
+    def save_state(self, path: Path) -> None:
+        """Keep the KV cache of the sequence used last in a file. Raises `UsageError` when it is empty."""
+
+    def load_state(self, path: Path, ids: Sequence[int]) -> int:
+        """Take up a kept KV cache where it is the beginning of `ids`; returns how many tokens of it that are.
+
+        0 when the file is damaged, or another model, adapters or cache types made it.
+        """
 
     def close(self) -> None: ...

@@ -9,18 +9,31 @@ from __future__ import annotations
 import ctypes
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgetune.engine import native
+from edgetune.engine.candidates import CandidateArray, most_likely, probabilities_of, read_logits, sampled_shares
 from edgetune.engine.native import lib
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
 from edgetune.errors import UsageError
 
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 _MIROSTAT_WINDOW = 100
-_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A choice and what it was made from; the last entry of each list is the chosen token's."""
+
+    token: int
+    tokens: list[int]
+    probabilities: list[float]
+    """Before sampling."""
+    sampled: list[float]
+    """After."""
 
 
 class Sampler:
@@ -33,6 +46,8 @@ class Sampler:
         self.seed = secrets.randbits(31) if sampling.seed == RANDOM_SEED else sampling.seed & 0xFFFFFFFF
         self._vocab, self._vocab_size = vocab, lib.llama_vocab_n_tokens(vocab)
         self._grammar: Any = None
+        self._array: CandidateArray | None = None
+        self._is_greedy = False
         self.chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._add_bias(eog_ids if sampling.ignore_eos else frozenset())
         look_back = self._add_penalties(sampling, context_size)
@@ -42,30 +57,49 @@ class Sampler:
         if sampling.grammar:
             self._load_grammar(sampling.grammar, eog_ids)
 
-    @property
-    def is_native(self) -> bool:
-        """Whether `lib.llama_sampler_sample(sampler.chain, …)` is all there is to do."""
-        return self._grammar is None
-
-    def sample(self, context: Any) -> int | None:
-        """Choose a token and take it into account; None when the grammar allows none."""
+    def sample(self, context: Any, row: int = -1) -> int | None:
+        """Choose a token after output `row` and take it into account; None when the grammar allows none."""
         if self._grammar is None:
-            return int(lib.llama_sampler_sample(self.chain, context, -1))
-        logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (self._vocab_size,))
-        candidates = np.zeros(self._vocab_size, _TOKEN_DATA)
-        candidates["id"] = np.arange(self._vocab_size)
-        candidates["logit"] = logits
-        array = lib.llama_token_data_array(
-            data=candidates.ctypes.data_as(lib.llama_token_data_p), size=self._vocab_size, selected=-1, sorted=False
-        )
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if np.isneginf(candidates["logit"][: array.size]).all():
-            return None
-        lib.llama_sampler_apply(self.chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        lib.llama_sampler_accept(self._grammar, token)
+            return int(lib.llama_sampler_sample(self.chain, context, row))
+        array = self._filtered(context, row)
+        return None if array is None else self._accept(array)
+
+    def sample_seen(self, context: Any, row: int, top: int) -> Seen | None:
+        """As `sample`, with the `top` most likely tokens and the chosen one's chances."""
+        array = self._filtered(context, row)
+        return None if array is None else self._seen(context, row, top, array, self._accept(array))
+
+    def peek(self, context: Any, row: int, top: int) -> Seen | None:
+        """What `sample_seen` would see, without taking a choice into account."""
+        array = self._filtered(context, row)
+        return None if array is None else self._seen(context, row, top, array, array.selected)
+
+    def _filtered(self, context: Any, row: int) -> CandidateArray | None:
+        logits = read_logits(context, row, self._vocab_size)
+        if self._array is None:
+            self._array = CandidateArray(self._vocab_size)
+        array = self._array
+        array.load(logits)
+        if self._grammar is not None:
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(array.raw))
+            if np.isneginf(array.kept()[1]).all():
+                return None
+        lib.llama_sampler_apply(self.chain, ctypes.byref(array.raw))
+        return array
+
+    def _accept(self, array: CandidateArray) -> int:
+        token = array.selected
+        if self._grammar is not None:
+            lib.llama_sampler_accept(self._grammar, token)
         lib.llama_sampler_accept(self.chain, token)
         return token
+
+    def _seen(self, context: Any, row: int, top: int, array: CandidateArray, token: int) -> Seen:
+        logits = read_logits(context, row, self._vocab_size)
+        tokens = np.append(most_likely(logits, top), np.int32(token))
+        before = probabilities_of(logits, tokens).tolist()
+        after = sampled_shares(array.kept(), tokens, only=token if self._is_greedy else None)
+        return Seen(token, tokens.tolist(), before, after)
 
     def close(self) -> None:
         """Free the native samplers."""
@@ -113,6 +147,7 @@ class Sampler:
         may_drop_best = sampling.typical < 1 or sampling.xtc_probability > 0
         if is_greedy and not may_drop_best:
             self._add(lib.llama_sampler_init_greedy())
+            self._is_greedy = True
             return
         if sampling.top_k > 0:
             self._add(lib.llama_sampler_init_top_k(sampling.top_k))

@@ -1,0 +1,48 @@
+"""Several replies side by side on one context: in one batch, or taking turns, whichever is faster here.
+
+Replies under different adapters must take turns: llama.cpp applies adapters to a whole evaluation. Under the same ones
+a batch of two costs more than two steps on some machines (2.4 steps on two CPU cores), hardly more than one on others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgetune.engine.generation import LlamaGeneration
+    from edgetune.engine.llama import LlamaEngine
+
+_TRIALS = 2
+"""How often a batch is tried on a GPU before its cost is believed; the first one sets up its graph."""
+
+
+def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) -> Iterator[tuple[int, str]]:
+    """Advance `generations` until all have ended: (which one, text)."""
+    running = dict(enumerate(generations))
+    trials = 0
+    while running:
+        shared = [number for number, one in running.items() if one.slot and one.adapters == _first(running).adapters]
+        wanted = [len(running[number].pending) for number in shared]
+        batched = len(shared) > 1 and _pays(engine, wanted, is_trial=trials < _TRIALS)
+        if batched:
+            trials += 1
+            engine.evaluate([running[number] for number in shared])
+        for number, one in list(running.items()):
+            if not (batched and number in shared) and one.is_waiting:
+                engine.evaluate([one])
+            try:
+                while (text := one.step()) is not None:
+                    yield number, text
+            except StopIteration:
+                del running[number]
+
+
+def _first(running: dict[int, LlamaGeneration]) -> LlamaGeneration:
+    return next(iter(running.values()))
+
+
+def _pays(engine: LlamaEngine, tokens: Sequence[int], *, is_trial: bool) -> bool:
+    if is_trial and engine.is_on_gpu:
+        return True
+    return engine.costs.ratio(sum(tokens)) < sum(engine.costs.ratio(count) for count in tokens)
