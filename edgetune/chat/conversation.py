@@ -1,34 +1,69 @@
-"""One conversation with one engine: what was said, what of it fits the context, and the reply that is being made.
+"""One conversation with one engine: what was said, what of it fits the context, and the replies that are being made.
 
 The prompt is rendered anew for every turn; the engine evaluates only what its KV cache does not hold yet. When the
-context is full, the oldest turns are left out of the prompt (never the system prompt) and stay in the history.
+context is full, the oldest turns are left out of the prompt (never the system prompt) and stay in the history, or the
+conversation stops: see `overflow`. What was said is kept as a tree (`tree`); storing it is a `Recorder`'s work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from edgetune.engine.protocol import Engine, FinishReason, Generation, Timings
+from edgetune.chat.presets import changes
+from edgetune.chat.prompt import Prompt, PromptBuilder
+from edgetune.chat.reply import Reply
+from edgetune.chat.thinking import Thinking, find_thinking
+from edgetune.chat.tree import Node, Tree
+from edgetune.engine.protocol import Engine, LoraSpec
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
-from edgetune.template import ChatTemplate, Rendered, split_control
+from edgetune.template import ChatTemplate
+
+Overflow = Literal["drop", "shift", "stop"]
+"""What happens when the context is full: "drop": the oldest turns leave it, and what stays is evaluated again; "shift":
+they leave it, and what stays is kept as it was computed in their presence; "stop": nothing more is said."""
 
 _SHARE_FOR_REPLY = 4
 """One part in this many of the context is kept free for the reply when its length is not limited."""
 
 
-_REMEMBERED = 15
-"""How many earlier replies keep their own tokens; more than undo and retry go back in practice."""
+@dataclass(frozen=True)
+class Forecast:
+    """What a next message will find in the context."""
+
+    tokens: int
+    """Of the prompt that would be evaluated or reused."""
+    room: int
+    """How many of them the policy lets in, so that a reply has space."""
+    size: int
+    """Of the context."""
+    dropped_turns: int
+    """How many of the oldest turns leave the context for it."""
+    refused: bool
+    """Whether it would not be answered at all."""
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """What the engine is asked to continue."""
+class Setting:
+    """One side of a comparison."""
 
-    text: str
-    ids: list[int]
+    sampling: Sampling
+    adapters: tuple[LoraSpec, ...] | None = None
+    """None: those of the engine."""
+    template: ChatTemplate | None = None
+    """None: that of the conversation."""
+
+
+class Recorder(Protocol):
+    """Keeps what is said; see `autosave`."""
+
+    def heard(self, conversation: Conversation, reply: Reply) -> None:
+        """`reply` goes on; called for every piece of text."""
+
+    def changed(self, conversation: Conversation, *nodes: Node) -> None:
+        """`nodes` are new or other than before; with none of them, the head moved or a setting changed."""
 
 
 class Conversation:
@@ -43,8 +78,11 @@ class Conversation:
         sampling: Sampling | None = None,
         max_tokens: int = -1,
         stop: Sequence[str] = (),
+        tree: Tree | None = None,
+        top: int = 0,
+        overflow: Overflow = "drop",
     ) -> None:
-        """Start an empty conversation; `template` stands in for the model's own.
+        """Start an empty conversation, or go on with `tree`; `template` stands in for the model's own.
 
         Raises `UsageError` when there is no chat template at all.
         """
@@ -62,169 +100,277 @@ class Conversation:
         """Limit of new tokens a reply; -1 is the context."""
         self.stop = tuple(stop)
         """Strings that end a reply."""
-        self.messages: list[dict[str, Any]] = []
-        """Every turn in order, the system prompt not among them."""
+        self.tree = tree or Tree()
+        """Everything said, on every branch."""
+        self.top = top
+        """How many alternatives are recorded for each token; 0 records no choices."""
+        self.overflow: Overflow = overflow
+        """What happens when the context is full."""
+        self.tools: tuple[Mapping[str, Any], ...] = ()
+        """Functions the model is told it may call, as OpenAI describes them."""
+        self.recorder: Recorder | None = None
+        """Who keeps what is said."""
         self.first_in_context = 0
         """Index of the oldest message that still fits the context."""
         self._engine = engine
-        self._heard: list[_Prompt] = []
+        self._prompts = PromptBuilder(engine.tokenizer)
+        self._thinking: tuple[ChatTemplate, Thinking | None] | None = None
 
-    def ask(self, text: str) -> Reply:
-        """Say `text` and get the reply: iterate over it for its text.
+    @property
+    def engine(self) -> Engine:
+        """What makes the replies."""
+        return self._engine
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Every turn of the current branch in order, the system prompt not among them; a copy."""
+        return [node.message for node in self.tree.path()]
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """How the model marks its reasoning; None when it does not reason."""
+        if self._thinking is None or self._thinking[0] is not self.template:
+            self._thinking = (self.template, find_thinking(self.template, self._engine.tokenizer))
+        return self._thinking[1]
+
+    def ask(self, text: str, *, role: Literal["user", "tool"] = "user") -> Reply:
+        """Say `text` and get the reply: iterate over it for its text. As "tool", it answers a tool call.
 
         Raises `UsageError`, the conversation as it was, when the turn does not fit or the template refuses it.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            return self._reply()
-        except BaseException:
-            self.messages.pop()
-            raise
+        node = Node(role, text, parent=self.tree.head)
+        return self._answer([*self.tree.path(), node], new=node)
 
     def retry(self) -> Reply:
-        """Drop the last reply and make another one. Raises `UsageError` when there is none."""
-        if not self.messages:
+        """Make another reply beside the last one. Raises `UsageError` when there is none."""
+        path = self.tree.path()
+        if not path:
             raise UsageError("There is nothing to retry yet.")
-        answered = self.messages.pop() if self.messages[-1]["role"] == "assistant" else None
-        try:
-            return self._reply()
-        except BaseException:
-            if answered:
-                self.messages.append(answered)
-            raise
+        return self._answer(path[:-1] if path[-1].role == "assistant" else path)
 
     def undo(self) -> str:
-        """Take back the last turn, question and reply; returns the question. Raises `UsageError` when there is none."""
-        if not self.messages:
+        """Go back before the last question and its reply; returns the question. Raises `UsageError` at the start."""
+        path = self.tree.path()
+        if not path:
             raise UsageError("There is nothing to undo yet.")
-        last = max((index for index in range(len(self.messages)) if self._is_user(index)), default=0)
-        question = str(self.messages[last].get("content", ""))
-        del self.messages[last:]
-        self.first_in_context = min(self.first_in_context, len(self.messages))
-        return question
+        last = max((index for index, node in enumerate(path) if node.role == "user"), default=0)
+        self._move(path[last].parent, first_in_context=min(self.first_in_context, last))
+        return path[last].content
+
+    def branch(self, node_id: str, token_index: int, alternative_id: int) -> Reply:
+        """Another reply in the place of `node_id`: its tokens before `token_index`, then this one, then as it goes.
+
+        Raises `UsageError` for a message without tokens of its own.
+        """
+        node = self.tree.node(node_id)
+        if not 0 <= token_index < len(node.ids):
+            raise UsageError(f"That message has {len(node.ids)} tokens of its own, none at {token_index}.")
+        path = self.tree.path(node_id)[:-1]
+        origin = {"branched_from": {"node": node_id, "token": token_index}}
+        return self._answer(path, prefix=(*node.ids[:token_index], alternative_id), meta=origin)
+
+    def edit(self, node_id: str, text: str) -> Reply | None:
+        """Put `text` in the place of a message, on a branch of its own; returns the reply, if it is a question."""
+        node = self.tree.node(node_id)
+        fields = {"fields": node.meta["fields"]} if node.meta.get("fields") else {}
+        edited = Node(node.role, text, parent=node.parent, meta={"edited_from": node_id, **fields})
+        if node.role != "assistant":
+            return self._answer([*self.tree.path(node_id)[:-1], edited], new=edited)
+        self.tree.add(edited)
+        self._tell(edited)
+        return None
+
+    def select(self, node_id: str) -> Node:
+        """Go on from the newest message of the branch that `node_id` is on; returns it."""
+        node = self.tree.select(node_id)
+        self._move(node.id, first_in_context=0)
+        return node
+
+    def siblings(self, node_id: str) -> list[Node]:
+        """The messages in the place of this one, itself among them, oldest first."""
+        return self.tree.siblings(node_id)
+
+    def vote(self, node_id: str, vote: Literal["up", "down", ""]) -> None:
+        """Mark a reply as good or bad; empty takes the mark back. Raises `UsageError` for what is no reply."""
+        node = self.tree.node(node_id)
+        if node.role != "assistant":
+            raise UsageError("Only a reply can be voted on.")
+        node.meta.pop("vote", None)
+        if vote:
+            node.meta["vote"] = vote
+        self._tell(node)
+
+    def compare(self, text: str | None, settings: Sequence[Setting]) -> list[Reply]:
+        """Replies to `text` (None: to the last question) under each of `settings`; run them with `run_together`."""
+        path, new = self.tree.path(), None
+        if text is not None:
+            new = Node("user", text, parent=self.tree.head)
+            path = [*path, new]
+        elif path and path[-1].role == "assistant":
+            path = path[:-1]
+        replies: list[Reply] = []
+        for setting in settings:
+            replies.append(self._answer(path, new=new, setting=setting))
+            new = None
+        return replies
+
+    def run_together(self, replies: Sequence[Reply]) -> Iterator[tuple[int, str]]:
+        """Stream several replies side by side: (which one, text). Ends them all, however it ends."""
+        try:
+            for which, text in self._engine.run_together([reply.generation for reply in replies]):
+                replies[which].take_note()
+                yield which, text
+        finally:
+            for reply in replies:
+                reply.stop()
 
     def clear(self) -> None:
-        """Forget every turn; system prompt and settings stay."""
-        self.messages.clear()
-        self.first_in_context = 0
+        """Begin anew with an empty tree; system prompt and settings stay."""
+        self.open(Tree())
 
-    def replace(self, messages: Sequence[dict[str, Any]]) -> None:
+    def replace(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Take over another history; a leading system message becomes the system prompt."""
         history = [dict(message) for message in messages]
         if history and history[0].get("role") == "system":
             self.system = str(history.pop(0).get("content", ""))
-        self.messages = history
+        tree = Tree()
+        for message in history:
+            role, content = str(message.pop("role")), message.pop("content", None)
+            node = Node(role, content or "", parent=tree.head, meta={"fields": message} if message else {})
+            tree.add(node)
+        self.open(tree)
+
+    def open(self, tree: Tree) -> None:
+        """Go on with another tree."""
+        self.tree = tree
         self.first_in_context = 0
+        self._tell(*tree.nodes.values())
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt for the next reply, from `first_in_context` on."""
-        return self._prompt().ids
+        return self._prompt(self.tree.path(), self.first_in_context).ids
 
-    def remember(self, prompt: _Prompt, generation: Generation) -> None:
-        """Keep the reply's own tokens, so that the next prompt continues them as they are."""
-        if generation.is_whole:
-            heard = _Prompt(prompt.text + generation.text, [*prompt.ids, *generation.ids])
-            self._heard = [*self._heard[-_REMEMBERED:], heard]
+    def history_ids(self) -> list[int]:
+        """Token ids of everything said, as the next prompt will begin."""
+        return self._prompt(self.tree.path(), self.first_in_context, for_reply=False).ids
 
-    def _prompt(self) -> _Prompt:
+    def forecast(self, text: str = "") -> Forecast:
+        """What happens to the context when `text` is said next, without saying it.
+
+        Raises `UsageError` when the template refuses it.
+        """
+        path = [*self.tree.path(), Node("user", text, parent=self.tree.head)]
+        first, prompt = self._fit(path)
+        size, room = self._engine.context_size, self._room()
+        dropped = _count_turns(path, self.first_in_context, first)
+        refused = len(prompt.ids) >= size or (self.overflow == "stop" and len(prompt.ids) > room)
+        return Forecast(len(prompt.ids), room, size, dropped, refused)
+
+    def _answer(
+        self,
+        path: list[Node],
+        *,
+        new: Node | None = None,
+        prefix: Sequence[int] = (),
+        meta: dict[str, Any] | None = None,
+        setting: Setting | None = None,
+    ) -> Reply:
+        """The reply to `path`, whose last message `new` enters the tree only when nothing is in the way."""
+        setting = setting or Setting(self.sampling)
+        first, prompt = self._fit(path, template=setting.template)
+        self._refuse_overflow(prompt)
+        if new is not None and new.role == "tool" and new.content.strip() not in prompt.text:
+            raise UsageError(
+                "The model's chat template has no place for a tool's answer.", hint="Say it as a message instead."
+            )
+        generation = self._engine.generate(
+            prompt.ids,
+            setting.sampling,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            prefix=prefix,
+            top=self.top,
+            adapters=setting.adapters,
+            shift=self.overflow == "shift",
+        )
+        dropped = _count_turns(path, self.first_in_context, first)
+        before, self.first_in_context = self.tree.head, first
+        if new is not None:
+            self.tree.add(new)
+            self._tell(new)
+        else:
+            self.tree.head = path[-1].id if path else None
+        node = Node("assistant", "", parent=self.tree.head, meta={**(meta or {}), **self._describe(setting)})
+        return Reply(self, generation, prompt=prompt, node=node, head_before=before, dropped=dropped)
+
+    def _describe(self, setting: Setting) -> dict[str, Any]:
+        adapters = self._engine.adapters if setting.adapters is None else setting.adapters
+        return {
+            "sampling": changes(setting.sampling),
+            "adapters": [{"path": str(one.path), "scale": one.scale} for one in adapters if one.scale],
+        }
+
+    def _prompt(
+        self, path: Sequence[Node], first: int, *, template: ChatTemplate | None = None, for_reply: bool = True
+    ) -> Prompt:
+        template = template or self.template
         system = [{"role": "system", "content": self.system}] if self.system else []
-        shown = [*system, *self.messages[self.first_in_context :]]
-        rendered = self.template.render(shown, add_generation_prompt=True)
-        return _Prompt(rendered.text, self._encode(rendered))
+        shown = path[first:]
+        return self._prompts.build(
+            template,
+            [*system, *(self._outgoing(node) for node in shown)],
+            replies={index: node for index, node in enumerate(shown, len(system)) if node.ids},
+            tools=self.tools,
+            for_reply=for_reply,
+        )
 
-    def _encode(self, rendered: Rendered) -> list[int]:
-        # A model may split its words otherwise than the tokenizer does: a reply tokenized anew would no longer match
-        # the KV cache. Its own tokens are taken where a control token follows, so that nothing merges across the edge.
-        encode = self._engine.tokenizer.encode_rendered
-        for heard in reversed(self._heard):
-            if rendered.text.startswith(heard.text):
-                start = len(heard.text)
-                rest = Rendered(rendered.text[start:], tuple(cut - start for cut in rendered.cuts if cut >= start))
-                if any(is_control for _, is_control in split_control(rest, self.template.control_tokens)[:1]):
-                    return [*heard.ids, *encode(rest)]
-        return encode(rendered)
+    def _outgoing(self, node: Node) -> dict[str, Any]:
+        return self.thinking.message(node) if self.thinking and "reasoning" in node.meta else node.message
 
-    def _reply(self) -> Reply:
-        before = self.first_in_context
-        prompt = self._fit()
-        generation = self._engine.generate(prompt.ids, self.sampling, max_tokens=self.max_tokens, stop=self.stop)
-        return Reply(self, generation, prompt=prompt, dropped=self._count_turns(before, self.first_in_context))
-
-    def _fit(self) -> _Prompt:
-        """The prompt, with as many of the oldest turns left out as it takes."""
+    def _room(self) -> int:
         size = self._engine.context_size
         wanted = self.max_tokens if self.max_tokens > 0 else size // _SHARE_FOR_REPLY
-        room = size - min(wanted, size // 2)
-        start = self.first_in_context
-        prompt = self._prompt()
-        while len(prompt.ids) > room and (following := self._next_turn(self.first_in_context)) is not None:
-            self.first_in_context = following
-            prompt = self._prompt()
-        if len(prompt.ids) >= size:
-            self.first_in_context = start
+        return size - min(wanted, size // 2)
+
+    def _fit(self, path: Sequence[Node], *, template: ChatTemplate | None = None) -> tuple[int, Prompt]:
+        """(index of the first message shown, prompt), with as many of the oldest turns left out as it takes."""
+        room, first = self._room(), self.first_in_context
+        prompt = self._prompt(path, first, template=template)
+        while self.overflow != "stop" and len(prompt.ids) > room and (following := _next_turn(path, first)) is not None:
+            first = following
+            prompt = self._prompt(path, first, template=template)
+        return first, prompt
+
+    def _refuse_overflow(self, prompt: Prompt) -> None:
+        tokens, size = len(prompt.ids), self._engine.context_size
+        if self.overflow == "stop" and tokens > self._room() and len(self.tree.path()) > 1:
             raise UsageError(
-                f"The message takes {len(prompt.ids)} tokens with the system prompt; the context has {size}.",
+                f"The context is full: the conversation takes {tokens} of {size} tokens with this message.",
+                hint="Let the oldest turns leave it with /overflow drop, or begin anew with /clear.",
+            )
+        if tokens >= size:
+            raise UsageError(
+                f"The message takes {tokens} tokens with the system prompt; the context has {size}.",
                 hint="Shorten it, or start again with a larger context: -c",
             )
-        return prompt
 
-    def _next_turn(self, start: int) -> int | None:
-        following = (index for index in range(start + 1, len(self.messages)) if self._is_user(index))
-        return next(following, None)
+    def remember(self, prompt: Prompt, node: Node) -> None:
+        """Keep a reply's own tokens at hand, so that the next prompt continues them as they are."""
+        self._prompts.remember(prompt, node)
 
-    def _count_turns(self, start: int, end: int) -> int:
-        return sum(self._is_user(index) for index in range(start, end))
+    def _move(self, head: str | None, *, first_in_context: int) -> None:
+        self.tree.head = head
+        self.first_in_context = first_in_context
+        self._tell()
 
-    def _is_user(self, index: int) -> bool:
-        return bool(self.messages[index]["role"] == "user")
+    def _tell(self, *nodes: Node) -> None:
+        if self.recorder is not None:
+            self.recorder.changed(self, *nodes)
 
 
-class Reply:
-    """A reply being made: iterate over it for text. It enters the history when it ends, however it ends."""
+def _next_turn(path: Sequence[Node], start: int) -> int | None:
+    return next((index for index in range(start + 1, len(path)) if path[index].role == "user"), None)
 
-    def __init__(self, conversation: Conversation, generation: Generation, *, prompt: _Prompt, dropped: int) -> None:
-        """Made by `Conversation`; nothing is evaluated before the first step."""
-        self.dropped_turns = dropped
-        """How many of the oldest turns had to leave the context for this one."""
-        self._conversation, self._generation, self._prompt = conversation, generation, prompt
-        self._recorded = False
 
-    def __iter__(self) -> Iterator[str]:
-        try:
-            yield from self._generation
-        finally:
-            # Also when the consumer stops listening or Ctrl-C arrives: what was said is kept.
-            self.stop()
-
-    def stop(self) -> None:
-        """End it here; what was said so far is kept. A turn in which nothing was said is taken back."""
-        self._generation.close()
-        if self._recorded:
-            return
-        self._recorded = True
-        messages = self._conversation.messages
-        if self.text or self.finish_reason != "interrupted":
-            messages.append({"role": "assistant", "content": self.text})
-            self._conversation.remember(self._prompt, self._generation)
-        elif messages and messages[-1]["role"] == "user":
-            messages.pop()
-
-    @property
-    def text(self) -> str:
-        """What was said so far."""
-        return self._generation.text
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """None while it runs."""
-        return self._generation.finish_reason
-
-    @property
-    def context_full(self) -> bool:
-        """Whether it was cut because the context is full."""
-        return self._generation.context_full
-
-    @property
-    def timings(self) -> Timings:
-        """What it cost."""
-        return self._generation.timings
+def _count_turns(path: Sequence[Node], start: int, end: int) -> int:
+    return sum(node.role == "user" for node in path[start:end])
