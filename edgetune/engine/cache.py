@@ -105,7 +105,7 @@ class KvCache:
             slot = max(idle, key=lambda slot: (not slot.ids, -slot.used))
             self.put_away(slot)
             self._bring_back(waiting, slot)
-        elif 2 * _shared(slot, key, ids) < len(slot.ids):
+        elif not shift and 2 * _shared(slot, key, ids) < len(slot.ids):
             # Most of what it holds would be lost to a text that is largely another one.
             self.put_away(slot, keep=_shared(slot, key, ids))
         for other in idle:
@@ -146,13 +146,8 @@ class KvCache:
         What follows was computed in the presence of what is gone; the entries are kept apart from exact ones.
         """
         start = common_length(slot.ids, ids)
-        for count in range(1, len(slot.ids) - start):
-            moved = slot.ids[start + count :]
-            if len(moved) >= _WORTH_KEEPING and moved[: len(ids) - start] == ids[start : start + len(moved)]:
-                break
-        else:
-            return False
-        if not self.can_shift:
+        count = _gap(slot.ids[start:], ids[start:])
+        if not count or not self.can_shift:
             return False
         lib.llama_memory_seq_rm(self._memory, slot.number, start, start + count)
         lib.llama_memory_seq_add(self._memory, slot.number, start + count, -1, -count)
@@ -161,8 +156,13 @@ class KvCache:
         return True
 
     def room(self) -> int:
-        """How many tokens the context still takes, all sequences together."""
+        """How many tokens the context still takes beside those it holds, all sequences together."""
         return self._size - sum(len(slot.ids) for slot in self._slots)
+
+    @property
+    def running(self) -> int:
+        """How many sequences are in use."""
+        return sum(slot.in_use for slot in self._slots)
 
     def read_state(self, slot: Slot) -> ctypes.Array[ctypes.c_uint8]:
         """The entries of `slot` as bytes that `write_state` takes."""
@@ -228,6 +228,14 @@ class KvCache:
         self.truncate(slot, 0)
         lib.llama_memory_seq_cp(self._memory, best.number, slot.number, 0, length)
         slot.ids[:] = best.ids[:length]
+
+
+def _gap(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many tokens have to leave the beginning of `held` so that the rest is the beginning of `wanted`; 0: none."""
+    for count in range(1, len(held) - _WORTH_KEEPING + 1):
+        if held[count] == wanted[0] and held[count:] == wanted[: len(held) - count]:
+            return count
+    return 0
 
 
 def _shared(held: Slot | _Waiting, key: Hashable, ids: Sequence[int]) -> int:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edgetune.engine.native import lib
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_LIKELY = 10.0
-"""Tokens this far below the best logit, in nats, are looked at only when there are too few above."""
+_MARGINS = (1.0, 3.0, 10.0)
+"""How far below the best logit to look for the likely ones, in nats: a glance over few is faster than a sort of all."""
 
 
 class CandidateArray:
@@ -61,10 +61,14 @@ def probabilities_of(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> 
 
 def most_likely(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     """The `count` tokens with the largest logits, best first."""
-    likely = np.flatnonzero(logits > logits.max() - _LIKELY)
-    if len(likely) < count:
+    best = logits.max()
+    for margin in _MARGINS:
+        likely = np.flatnonzero(logits > best - margin)
+        if len(likely) >= count:
+            break
+    else:
         likely = np.argpartition(logits, -min(count, len(logits)))[-count:]
-    elif len(likely) > 4 * count:
+    if len(likely) > 4 * count:
         likely = likely[np.argpartition(logits[likely], -count)[-count:]]
     order: NDArray[np.int32] = likely[np.argsort(-logits[likely], kind="stable")][:count].astype(np.int32)
     return order

@@ -145,7 +145,9 @@ class LlamaGeneration:
                 if self._stop.found:
                     self._finish("stop")
                     return
-            if text := self._stop.feed(decoder.decode(b"", True)) + self._stop.rest():
+            if (cut := decoder.decode(b"", True)) and self._top:
+                self.choices[-1] = replace(self.choices[-1], end=length + len(cut))
+            if text := self._stop.feed(cut) + self._stop.rest():
                 self.text += text
                 yield text
         except BaseException:
@@ -177,7 +179,7 @@ class LlamaGeneration:
                     return
                 token, seen = choice
                 yield self._say(token, seen)
-                if self._is_at_limit():
+                if self._is_at_limit(unsure=len(self._guesses) - right):
                     return
                 if token not in self._guesses[right : right + 1]:
                     break
@@ -214,9 +216,8 @@ class LlamaGeneration:
             self._strip_space, raw = False, raw.removeprefix(b" ")
         return raw
 
-    def _is_at_limit(self) -> bool:
-        assert self.slot is not None
-        full = self._engine.is_full(self.slot)
+    def _is_at_limit(self, *, unsure: int) -> bool:
+        full = self._engine.is_full(unsure=unsure)
         if full or self._new_tokens == self._max_tokens:
             self.context_full = full
             self._finish("length")

@@ -325,23 +325,27 @@ class LlamaEngine:
         """Take the last `count` tokens out of `slot`."""
         self.cache.truncate(slot, len(slot.ids) - count)
 
-    def is_full(self, slot: Slot) -> bool:
-        """Whether the context takes no further token of `slot`."""
-        return self.cache.room() <= 0
+    def is_full(self, *, unsure: int = 0) -> bool:
+        """Whether the context has no room for one more token of each reply; `unsure` of its entries are guesses."""
+        return self.cache.room() + unsure < self.cache.running
 
     def guess_limit(self) -> int:
-        """How many guesses the context has room for beside the token that is certain."""
-        return max(0, min(self.cache.room() - 1, LOGIT_ROWS // 4 - 1))
+        """How many guesses the context has room for beside the tokens that are certain."""
+        return max(0, min(self.cache.room() - self.cache.running, LOGIT_ROWS // 4 - 1))
 
     def _begin(self, generation: LlamaGeneration) -> None:
         """Take a sequence for `generation` and evaluate its prompt as far as the cache does not hold it."""
         ids = generation.pending
         slot = self.cache.take(generation.adapters, ids, shift=generation.shift)
         generation.slot = slot
-        kept = self.cache.keep_prefix(slot, ids)
-        if generation.shift and self.cache.shift_towards(slot, ids):
-            kept = self.cache.keep_prefix(slot, ids)
-        generation.reused_tokens = kept
+        if generation.shift:
+            self.cache.shift_towards(slot, ids)
+        kept = generation.reused_tokens = self.cache.keep_prefix(slot, ids)
+        if len(ids) - kept + self.cache.running > self.cache.room() + 1:
+            raise UsageError(
+                f"The text has {len(ids)} tokens; beside the other reply the context takes {self.cache.room() + kept}.",
+                hint="Shorten it, or take a larger context with -c.",
+            )
         # Stopped in the middle, the rest stays unevaluated; the reply itself finds out that it was cancelled.
         with interruptible(self._context, lambda: generation.is_cancelled):
             for start in range(kept, len(ids), self._batch_size):

@@ -49,7 +49,7 @@ class StepCosts:
         single = self._seconds.get(1)
         if single and tokens in self._seconds:
             return max(1.0, self._seconds[tokens] / single)
-        return self._scale() * _interpolated(tokens)
+        return max(1.0, self._scale() * _interpolated(tokens))
 
     def _scale(self) -> float:
         """How this machine's steps over several tokens compare with the first guess."""

@@ -22,24 +22,29 @@ def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) ->
     running = dict(enumerate(generations))
     trials = 0
     while running:
-        shared = [number for number, one in running.items() if one.slot and one.adapters == _first(running).adapters]
+        shared = _alike(running)
         wanted = [len(running[number].pending) for number in shared]
-        batched = len(shared) > 1 and _pays(engine, wanted, is_trial=trials < _TRIALS)
-        if batched:
+        if len(shared) > 1 and _pays(engine, wanted, is_trial=trials < _TRIALS):
             trials += 1
             engine.evaluate([running[number] for number in shared])
-        for number, one in list(running.items()):
-            if not (batched and number in shared) and one.is_waiting:
-                engine.evaluate([one])
+        else:
+            shared = []
+        # The batch's outputs are read before anything else is evaluated.
+        for number in (*shared, *(other for other in list(running) if other not in shared)):
+            if running[number].is_waiting and number not in shared:
+                engine.evaluate([running[number]])
             try:
-                while (text := one.step()) is not None:
+                while (text := running[number].step()) is not None:
                     yield number, text
             except StopIteration:
                 del running[number]
 
 
-def _first(running: dict[int, LlamaGeneration]) -> LlamaGeneration:
-    return next(iter(running.values()))
+def _alike(running: dict[int, LlamaGeneration]) -> list[int]:
+    """Replies that have begun and run under the same adapters as the first of them."""
+    begun = {number: one for number, one in running.items() if one.slot is not None}
+    first = next(iter(begun.values()), None)
+    return [number for number, one in begun.items() if first and one.adapters == first.adapters]
 
 
 def _pays(engine: LlamaEngine, tokens: Sequence[int], *, is_trial: bool) -> bool:
