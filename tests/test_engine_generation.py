@@ -120,6 +120,17 @@ def test_penalties_see_the_prompt_and_are_off_by_default(engine: LlamaEngine) ->
     assert len(set(penalised.ids)) == 30
 
 
+def test_single_tokens_are_made_likelier_or_forbidden(engine: LlamaEngine) -> None:
+    free = run(engine, GREEDY).ids
+    forced = run(engine, Sampling(temp=0, ignore_eos=True, logit_bias="300+100")).ids
+    assert set(forced) == {300} != set(free)
+    without = run(engine, Sampling(temp=0, ignore_eos=True, logit_bias=f"{free[0]}-inf, 301+0.5")).ids
+    assert free[0] not in without
+    for text in ("x", "300", "300*2", "300+inf", "300+1+2", f"{engine.tokenizer.n_vocab}+1"):
+        with pytest.raises(UsageError, match="logit_bias"):
+            run(engine, Sampling(logit_bias=text))
+
+
 def test_ignore_eos_gives_exactly_as_many_tokens_as_asked(engine: LlamaEngine) -> None:
     for count in (0, 1, 50):
         generation = run(engine, Sampling(seed=2, temp=2.0, top_k=0, min_p=0, ignore_eos=True), count)
@@ -264,7 +275,7 @@ def test_defaults_are_llamas() -> None:
         "xtc_probability": 0.0, "xtc_threshold": 0.1, "dynatemp_range": 0.0, "dynatemp_exp": 1.0, "repeat_last_n": 64,
         "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0,
         "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64, "mirostat": 0, "mirostat_lr": 0.1,
-        "mirostat_ent": 5.0, "ignore_eos": False, "grammar": "", "seed": -1,
+        "mirostat_ent": 5.0, "ignore_eos": False, "grammar": "", "logit_bias": "", "seed": -1,
     }  # fmt: skip
     assert {field.name: field.default for field in fields(Sampling)} == expected
 

@@ -49,7 +49,7 @@ class Sampler:
         self._array: CandidateArray | None = None
         self._is_greedy = False
         self.chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        self._add_bias(eog_ids if sampling.ignore_eos else frozenset())
+        self._add_bias(sampling.biases(), eog_ids if sampling.ignore_eos else frozenset())
         look_back = self._add_penalties(sampling, context_size)
         self._add_choice(sampling)
         for token in list(prompt)[-look_back:] if look_back else ():
@@ -112,13 +112,16 @@ class Sampler:
     def _add(self, sampler: Any) -> None:
         lib.llama_sampler_chain_add(self.chain, sampler)
 
-    def _add_bias(self, forbidden: frozenset[int]) -> None:
+    def _add_bias(self, wanted: dict[int, float], forbidden: frozenset[int]) -> None:
+        if outside := [token for token in wanted if token >= self._vocab_size]:
+            self.close()
+            raise UsageError(f"logit_bias names token {outside[0]}; the vocabulary has {self._vocab_size}.")
         count = ctypes.c_int32(0)
         suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
-        tokens = sorted(forbidden | {suppressed[index] for index in range(count.value)})
-        if tokens:
-            biases = (lib.llama_logit_bias * len(tokens))(*[(token, float("-inf")) for token in tokens])
-            self._add(lib.llama_sampler_init_logit_bias(self._vocab_size, len(tokens), biases))
+        never = dict.fromkeys([*forbidden, *suppressed[: count.value]], float("-inf"))
+        if biases := sorted({**wanted, **never}.items()):
+            values = (lib.llama_logit_bias * len(biases))(*biases)
+            self._add(lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), values))
 
     def _add_penalties(self, sampling: Sampling, context_size: int) -> int:
         """Add penalties and DRY where they are on; returns how many tokens back they look."""

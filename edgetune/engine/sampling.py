@@ -7,6 +7,7 @@ and `/set parameter` names from the fields here.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 
 from edgetune.errors import UsageError
@@ -65,6 +66,8 @@ class Sampling:
     """Mirostat's target surprise."""
     ignore_eos: bool = False
     """Never end by itself: go on until the token limit or the context is reached."""
+    logit_bias: str = ""
+    """Make single tokens likelier or less likely: ID+BIAS or ID-BIAS, e.g. "15043+1 29871-2.5"; -inf forbids one."""
     grammar: str = ""
     """A grammar (GBNF) that the text must follow."""
 
@@ -79,8 +82,19 @@ class Sampling:
             _demand(getattr(self, name) >= -1, name, getattr(self, name), "-1 or more")
         for name in ("top_p", "min_p", "typical", "xtc_probability", "xtc_threshold"):
             _demand(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        self.biases()
         if self.grammar and self.ignore_eos:
             raise UsageError("A grammar ends the text, which ignore_eos forbids.", hint="Leave one of them out.")
+
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` as token id → bias. Raises `UsageError` when it cannot be read."""
+        found = {}
+        for word in self.logit_bias.replace(",", " ").split():
+            match = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+|inf))", word)
+            if match is None or match[2] == "+inf":
+                raise UsageError(f"logit_bias has {word!r}; it takes ID+BIAS or ID-BIAS.", hint='E.g. "15043+1".')
+            found[int(match[1])] = float(match[2])
+        return found
 
     def with_setting(self, name: str, text: str) -> Sampling:
         """A copy with the field called `name` (dashes, underscores and ollama's names alike) set from `text`."""
