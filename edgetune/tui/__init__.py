@@ -1,0 +1,27 @@
+"""The full-screen front end: the chat, and the screens around it, in Textual.
+
+Parses nothing and decides nothing that the line mode does not: it shows `edgetune.chat` and calls it. Knows nothing of
+the command line, which opens it through `run_chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgetune.chat.open_chat import OpenChat
+
+__all__ = ["run_chat"]
+
+
+def run_chat(opening: Callable[[], OpenChat], *, title: str = "") -> None:
+    """Show the chat that `opening` opens, until the user leaves; `title` names the model while it loads.
+
+    `opening` runs on the thread that drives the engine from then on. What it raises is raised here.
+    """
+    from edgetune.tui.app import EdgetuneApp
+
+    app = EdgetuneApp()
+    app.first_screen = lambda: app.chat_screen(opening, title=title, is_first=True)
+    app.show()
