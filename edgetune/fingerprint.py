@@ -21,6 +21,7 @@ from edgetune.paths import cache_dir, write_json
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 23
+_HINT = "Download or save the file again."
 
 
 def fingerprint_checkpoint(model_dir: Path, *, sink: Sink = ignore) -> Fingerprint:
@@ -42,23 +43,28 @@ def text_sha256(text: str | None) -> str:
 
 def read_chat_template(model_dir: Path) -> str | None:
     """The default chat template of a Hugging Face directory, wherever it keeps it; None when there is none."""
-    jinja_path = model_dir / "chat_template.jinja"
-    if jinja_path.is_file():
-        return jinja_path.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         path = model_dir / name
         if not path.is_file():
             continue
         try:
-            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        except (ValueError, AttributeError) as error:
-            raise CorruptFileError(f"{path} is not valid JSON: {error}.") from error
-        if isinstance(template, list):
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            template = named.get("default") or next(iter(named.values()), None)
-        if template:
-            return str(template)
+            text = path.read_text(encoding="utf-8")
+            template = text if path.suffix == ".jinja" else _default_template(json.loads(text))
+        except UnicodeDecodeError as error:
+            raise CorruptFileError(f"{path} is not UTF-8 text: {error}.", hint=_HINT) from error
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise CorruptFileError(f"{path} is not valid JSON: {error}.", hint=_HINT) from error
+        if template or path.suffix == ".jinja":
+            return template
     return None
+
+
+def _default_template(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default") or next(iter(named.values()), None)
+    return str(template) if template else None
 
 
 def safetensors_files(model_dir: Path) -> list[Path]:
@@ -69,9 +75,9 @@ def safetensors_files(model_dir: Path) -> list[Path]:
     index_path = model_dir / "model.safetensors.index.json"
     if index_path.is_file():
         try:
-            names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CorruptFileError(f"{index_path} is not a valid safetensors index: {error}.") from error
+            names = sorted({*map(_text, json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values())})
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise CorruptFileError(f"{index_path} is not a valid safetensors index: {error}.", hint=_HINT) from error
         for name in names:
             # A shard's name is a plain file name: an index must not lead out of its directory.
             if Path(name).name != name or not (model_dir / name).is_file():
@@ -100,23 +106,28 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]
     Format: https://huggingface.co/docs/safetensors#format
     """
     size = path.stat().st_size
-    hint = "Download or save the file again."
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-            raise CorruptFileError(f"{path} is not a safetensors file, or is cut short ({size} bytes).", hint=hint)
+            raise CorruptFileError(f"{path} is not a safetensors file, or is cut short ({size} bytes).", hint=_HINT)
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             end = max((_check_entry(name, entry) for name, entry in header.items()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CorruptFileError(f"{path} has a broken safetensors header: {error}.", hint=hint) from error
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise CorruptFileError(f"{path} has a broken safetensors header: {error}.", hint=_HINT) from error
     if 8 + length + end != size:
         raise CorruptFileError(
             f"{path} is {size} bytes long, its header describes {8 + length + end}: it is truncated or damaged.",
-            hint=hint,
+            hint=_HINT,
         )
     return header, 8 + length
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no file name")
+    return value
 
 
 def _check_entry(name: str, entry: dict[str, Any]) -> int:

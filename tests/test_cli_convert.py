@@ -13,6 +13,7 @@ import pytest
 from edgetune.artifacts import LogitsParity, ParityCheck, ParityReport
 from edgetune.cli import progress
 from edgetune.cli.main import run
+from edgetune.cli.verify import report_values
 from edgetune.errors import ExitCode
 from edgetune.events import Metrics, Notice, Progress
 from edgetune.library import list_models
@@ -62,6 +63,7 @@ def test_a_model_is_named_registered_and_printed(
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / 'tiny-F16.gguf'}\n"
     assert "proved" in err
+    assert err.endswith("\nNext: edgetune chat tiny-F16.gguf\n")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-F16.gguf"]
     assert tmp_path / "tiny-F16.gguf" in [entry.path for entry in list_models()]
     assert (proof[0]["base"], proof[0]["merged"]) == (base_dir, False)
@@ -184,6 +186,13 @@ def test_refusals_and_broken_files_have_their_exit_codes(base_dir: Path, tmp_pat
     assert sorted(path.suffix for path in dora.glob("*.gguf")) == []
 
 
+def test_numbers_that_json_lacks_are_null(base_dir: Path) -> None:
+    nan = float("nan")
+    report = ParityReport(base_dir, None, (), LogitsParity(5, nan, nan, 0.0, 1e-3))
+    values = json.loads(json.dumps(report_values(report), allow_nan=False))
+    assert (values["passed"], values["logits"]["max_kl"]) == (False, None)
+
+
 class Clock:
     """Seconds that pass when told."""
 
@@ -204,6 +213,13 @@ def test_plain_lines_are_sparse(capfd: pytest.CaptureFixture[str]) -> None:
     lines = capfd.readouterr().err.splitlines()
     assert lines[-3:] == ["write: done, 100 tensors", "warning: look", "step 3 (train): loss 0.5"]
     assert 3 <= len(lines) <= 7
+
+
+def test_a_short_stage_is_not_worth_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    sink = progress._Lines(Clock())
+    sink(Progress("write", 0, 100, "tensors"))
+    sink(Progress("write", 100, 100, "tensors"))
+    assert capfd.readouterr().err == ""
 
 
 def test_bars_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

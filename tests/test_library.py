@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune import library
-from edgetune.artifacts import RUN_RECORD, BaseModel, Fingerprint, Gguf, Run
+from edgetune.artifacts import RUN_RECORD, RUN_RECORD_KEY, BaseModel, Fingerprint, Gguf, Run
 from edgetune.cli.models import command
 from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
 from edgetune.fingerprint import fingerprint_checkpoint
@@ -287,3 +287,44 @@ def test_models_rm(tmp_path: Path) -> None:
     library.register(path)
     assert CliRunner().invoke(command, ["rm", "base", "--delete"]).exit_code == 0
     assert not path.exists()
+
+
+def test_rm_of_a_name_that_two_have_asks_which(tmp_path: Path) -> None:
+    paths = [write_model(tmp_path / folder / "same.gguf") for folder in ("a", "b")]
+    for path in paths:
+        library.register(path)
+    with pytest.raises(UsageError, match="2 entries") as caught:
+        library.remove("same")
+    assert all(str(path) in caught.value.hint for path in paths)
+    assert library.remove(str(paths[0])).path == paths[0]
+    assert library.remove("same").path == paths[1]
+
+
+def test_adapters_are_described_by_rank_targets_and_training(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", tmp_path)
+    (run_dir / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"]}')
+    record = json.dumps({"created": "2026-01-02T03:04:05", "data": {"paths": ["/data/rows.jsonl"]}})
+    path = write_adapter(run_dir / "adapter-F32.gguf", metadata={RUN_RECORD_KEY: record})
+    of_file, of_run = library.describe(path), library.describe(run_dir)
+    assert (of_file.rank, of_file.alpha, of_file.targets) == (4, 4.0, ("attn_q",))
+    assert of_file.trained == "2026-01-02 on rows.jsonl"
+    assert (of_run.rank, of_run.alpha, of_run.targets) == (8, 16.0, ("q_proj", "v_proj"))
+    write_adapter(path, metadata={RUN_RECORD_KEY: "{broken"})
+    assert library.describe(path).trained == ""
+
+
+def test_what_is_being_written_is_no_model_yet(tmp_path: Path) -> None:
+    write_model(tmp_path / "models" / ".base.gguf.host-1.unproven.gguf")
+    adapter = read_gguf(write_adapter(tmp_path / "models" / "tuned.gguf"))
+    assert library.find_base_for(adapter) is None
+    write_model(tmp_path / "models" / "base.gguf")
+    assert library.find_base_for(adapter) is not None
+
+
+def test_piped_lists_have_one_line_an_entry(tmp_path: Path) -> None:
+    path = write_model(tmp_path / ("long" * 20) / "base.gguf")
+    library.register(path)
+    lines = CliRunner().invoke(command, ["list"]).stdout.splitlines()
+    assert lines[0].split() == ["name", "kind", "size", "changed", "path"]
+    assert [line for line in lines if line.endswith(str(path))]
+    assert all(line == line.rstrip() for line in lines)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edgetune.errors import ResourceError
-from edgetune.paths import cache_dir, check_disk_space, home_dir, whole_dir, whole_file, write_json
+from edgetune.errors import ResourceError, UsageError
+from edgetune.paths import (
+    bytes_text,
+    cache_dir,
+    check_disk_space,
+    check_replaceable,
+    hidden_path,
+    home_dir,
+    whole_dir,
+    whole_file,
+    write_json,
+)
 
 
 def left_over(directory: Path) -> list[str]:
@@ -65,7 +78,7 @@ def test_other_os_errors_stay_themselves(tmp_path: Path) -> None:
 def test_space_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10, used=5, free=5))
     check_disk_space(tmp_path, 5)
-    with pytest.raises(ResourceError, match=r"0\.00 GB free"), whole_file(tmp_path / "f", expected_bytes=6):
+    with pytest.raises(ResourceError, match=r"5 B free, 6 B are needed"), whole_file(tmp_path / "f", expected_bytes=6):
         raise AssertionError("must not get here")
 
 
@@ -108,3 +121,69 @@ def test_home_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not home_dir().exists()
     monkeypatch.delenv("EDGETUNE_HOME")
     assert home_dir().name == "edgetune"
+
+
+def dead_process() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    mine = hidden_path(tmp_path / "a.bin", "partial").name
+    left = tmp_path / mine.replace(str(os.getpid()), str(dead_process()))
+    left.write_bytes(b"half")
+    (left.with_name(f"{left.name}.full")).write_bytes(b"half")
+    left.with_name(left.name.replace("a.bin", "run")).mkdir()
+    with whole_file(tmp_path / "b.bin") as partial:
+        partial.write_bytes(b"whole")
+    assert left_over(tmp_path) == ["b.bin"]
+
+
+def test_what_others_are_writing_and_the_last_copy_stay(tmp_path: Path) -> None:
+    mine = hidden_path(tmp_path / "a.bin", "partial").name
+    kept = [
+        mine.replace(str(os.getpid()), str(os.getppid())),
+        mine.replace(f"-{os.getpid()}.", f"elsewhere-{dead_process()}."),
+        mine.replace(str(os.getpid()), str(dead_process())).replace("partial", "old"),
+        ".hidden.partial",
+    ]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"")
+    with whole_file(tmp_path / "b.bin") as partial:
+        partial.write_bytes(b"")
+    assert left_over(tmp_path) == sorted([*kept, "b.bin"])
+
+
+def test_hidden_names_do_not_grow(tmp_path: Path) -> None:
+    once = hidden_path(tmp_path / "a.gguf", "unproven.gguf")
+    assert hidden_path(once, "partial").name == f"{once.name}.partial"
+
+
+def test_where_nothing_can_be_written_the_name_asked_for_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    hidden = hidden_path(tmp_path / "file" / "a.gguf", "unproven.gguf")
+    with pytest.raises(UsageError, match=r"file/a\.gguf cannot be written: ") as caught, whole_file(hidden):
+        raise AssertionError("must not get here")
+    assert "unproven" not in caught.value.message
+
+
+def test_only_gguf_files_are_replaced_by_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"12345678")
+    with pytest.raises(UsageError, match="no GGUF"):
+        check_replaceable(tmp_path / "a.safetensors")
+    for name, content in (("a.gguf", b"anything"), ("b.bin", b"GGUF..."), ("c.bin", b"")):
+        (tmp_path / name).write_bytes(content)
+        check_replaceable(tmp_path / name)
+    check_replaceable(tmp_path / "none")
+
+
+def test_json_takes_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"path": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": name}
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB")])
+def test_bytes_for_people(count: float, text: str) -> None:
+    assert bytes_text(count) == text

@@ -6,7 +6,7 @@ Parses, calls `export` and `parity`, renders. A file that fails its proof is not
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ import click
 
 from edgetune.artifacts import Fingerprint, Gguf, ParityReport
 from edgetune.cli.progress import amount, say, show_progress
+from edgetune.cli.terminal import typed_path
 from edgetune.errors import EdgetuneError, ParityError, UsageError
-from edgetune.events import Notice, Sink
+from edgetune.events import Notice, Progress, Sink
 from edgetune.export import (
     ADAPTER_OUTTYPES,
     ADAPTER_WEIGHTS,
@@ -33,6 +34,7 @@ from edgetune.export import (
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.gguf_header import read_gguf
 from edgetune.library import classify, find_model, list_models, register
+from edgetune.paths import check_replaceable, hidden_path
 from edgetune.quantize import find_quant_type
 
 _FULL_PRECISION = ("F32", "BF16", "F16")
@@ -106,6 +108,7 @@ def command(
     register(job.out_path)
     size = job.out_path.stat().st_size
     say(f"{gguf.file_type or 'GGUF'}, {amount(size, 'bytes')} in {seconds:.1f} s" + _proof(report, no_verify=no_verify))
+    say(f"Next: edgetune chat {'--lora ' if job.is_adapter else ''}{shlex.quote(typed_path(job.out_path))}")
     if as_json:
         values = {
             "path": str(job.out_path),
@@ -125,8 +128,10 @@ def _plan(
 ) -> _Job:
     path = find_model(source) if source else _newest_run()
     kind = classify(path)
-    if kind in ("model", "adapter") or path.is_file():
+    if kind in ("model", "adapter"):
         raise UsageError(f"{path} is a GGUF file already.", hint=f"To quantize it: edgetune quantize {path} Q4_K_M")
+    if path.is_file():
+        raise UsageError(f"{path} is a file; convert takes a directory.", hint=f"Its own directory is {path.parent}.")
     if kind == "run":
         return _plan_adapter(path, output, outtype=outtype, quant=quant, merge=merge, base=base)
     merge_dir = _adapter_dir(merge) if merge else None
@@ -172,9 +177,9 @@ def _adapter_dir(name: str) -> Path:
 
 
 def _output(output: Path | None, default: Path) -> Path:
-    if output is None:
-        return default
-    return output / default.name if output.is_dir() else output
+    path = default if output is None else output / default.name if output.is_dir() else output
+    check_replaceable(path)
+    return path
 
 
 def _newest_run() -> Path:
@@ -204,7 +209,7 @@ def _export(job: _Job, out_path: Path, *, threads: int, sink: Sink) -> Gguf:
 @contextmanager
 def _unproven(out_path: Path) -> Iterator[Path]:
     """Where the file waits, hidden, for its proof; removed when it never comes."""
-    path = out_path.with_name(f".{out_path.stem}.{os.getpid()}.unproven.gguf")
+    path = hidden_path(out_path, "unproven.gguf")
     try:
         yield path
     finally:
@@ -215,6 +220,7 @@ def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityRe
     from edgetune.cli.verify import require_passed
     from edgetune.parity import verify
 
+    sink(Progress("torch", 0, 0, label="loading"))
     if not job.is_adapter:
         report = verify(
             job.base_dir, gguf.path, adapter_dir=job.merge, merged=job.merge is not None, data_path=data, sink=sink
@@ -267,7 +273,10 @@ def _proof(report: ParityReport | None, *, no_verify: bool) -> str:
         return ", not compared with the original (--no-verify)" if no_verify else ""
     if report.logits is None:
         return f", proved in part; not compared: {', '.join(report.not_checked)}"
-    return f", proved: max KL {report.logits.max_kl:.1e}, same top token at {report.logits.top1:.1%} of positions"
+    logits = report.logits
+    kind = "mean" if logits.bounded == "mean_kl" else "max"
+    measured = f"{kind} KL {getattr(logits, logits.bounded):.2g}, at most {logits.bound:.2g} was allowed"
+    return f", proved: {measured}; same top token at {logits.top1:.1%} of positions"
 
 
 def _parity_values(report: ParityReport | None) -> dict[str, Any] | None:

@@ -110,13 +110,19 @@ def _llama_cpp() -> Iterator[Finding]:
 
     devices = list_devices()
     gpus = [device for device in devices if device.kind != "cpu"]
-    yield Finding("llama.cpp", bool(devices), f"llama-cpp-python {_version('llama-cpp-python')}: {system_info()}")
+    yield Finding("llama.cpp", bool(devices), f"built for {_features(system_info())}" if devices else "finds no device")
     for device in devices:
         memory = f", {amount(device.free_bytes, 'bytes')} free" if device.free_bytes else ""
         yield Finding("device", True, f"{device.name}: {device.description} ({device.kind}){memory}")
     if not gpus:
         hint = "For a GPU, build llama-cpp-python with its backend: CMAKE_ARGS=-DGGML_CUDA=on (or Metal, Vulkan)."
         yield Finding("GPU", False, "this build of llama.cpp finds none; models run on the CPU", hint, essential=False)
+
+
+def _features(system_info: str) -> str:
+    """What llama.cpp's own line ("CPU : AVX = 1 | FMA = 0 |") has switched on."""
+    pairs = (part.rpartition(":")[2].partition("=") for part in system_info.split("|"))
+    return ", ".join(name.strip() for name, _, value in pairs if value.strip() not in ("", "0")) or "the plainest CPU"
 
 
 def _torch() -> Iterator[Finding]:
@@ -146,7 +152,8 @@ def _machine() -> Iterator[Finding]:
 
 def _library() -> Iterator[Finding]:
     entries = library.list_models()
-    yield Finding("library", True, f"{len(entries)} models, adapters and runs known; kept in {home_dir()}")
+    known = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
+    yield Finding("library", True, f"{known} (`edgetune models` lists them), kept in {home_dir()}")
     if not _writable(home_dir()):
         hint = "Set EDGETUNE_HOME to a directory you can write to."
         yield Finding("library", False, f"{home_dir()} cannot be written", hint, essential=False)

@@ -45,7 +45,7 @@ def command(arguments: tuple[str, ...], raw: bool, system: str, as_json: bool, *
 
 def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
     if not arguments and not sys.stdin.isatty():
-        return None, read_stdin()
+        return None, _piped()
     if not 1 <= len(arguments) <= 2:
         raise UsageError(
             f"generate takes a model and a prompt; got {len(arguments)} arguments.",
@@ -53,9 +53,16 @@ def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
         )
     model = arguments[0] if len(arguments) == 2 else None
     prompt = arguments[-1]
-    if prompt == "-":
-        prompt = read_stdin()
-    return model, prompt
+    return model, _piped() if prompt == "-" else prompt
+
+
+def _piped() -> str:
+    prompt = read_stdin()
+    if not prompt:
+        raise UsageError(
+            "There is no prompt on standard input.", hint='For example: echo "What is 2 + 3?" | edgetune generate -'
+        )
+    return prompt
 
 
 def _prompt_ids(session: Session, prompt: str, *, raw: bool, system: str) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,6 +67,11 @@ def edgetune() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with an `ExitCode`."""
+    _leave_in_order()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # No locale, and no file name that is not UTF-8, may turn a message into an error.
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "replace")
     sys.exit(run(args))
 
 
@@ -80,8 +87,12 @@ def run(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Interrupted.")
         return ExitCode.INTERRUPTED
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show(file=sys.stderr)
+        return ExitCode.USAGE
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _say(error.format_message(), f"{context.command_path} --help" if context else "")
         return ExitCode.USAGE
     except EdgetuneError as error:
         _say(error.message, error.hint)
@@ -94,12 +105,57 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except OSError as error:
-        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+        return _os_error(error)
+    except Exception as error:  # noqa: BLE001 - the outermost handler: a mistake of ours is a message as well
+        _say_mistake(error)
         return ExitCode.FAILED
+
+
+def _leave_in_order() -> None:
+    """Let the signals that ask a process to end unwind it like an error, so that half-written files are removed."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        sys.exit(ExitCode.INTERRUPTED)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What nohup ignores stays ignored.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, leave)
+
+
+def _os_error(error: OSError) -> ExitCode:
+    import errno
+
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _say(f"The disk is full{where}.", "Free some space, or write elsewhere.")
+        return ExitCode.RESOURCES
+    if error.errno == errno.ENOMEM:
+        _say("Out of memory.", "Use a smaller model, quant type, context or batch.")
+        return ExitCode.RESOURCES
+    _say(f"{error.strerror or error}{where}.")
+    return ExitCode.FAILED
+
+
+def _say_mistake(error: Exception) -> None:
+    import tempfile
+    import traceback
+
+    # Locals and data stay out of it: people send such files to strangers.
+    with tempfile.NamedTemporaryFile("w", prefix="edgetune-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(f"edgetune {__version__}, Python {sys.version}\n\n{''.join(traceback.format_exception(error))}")
+    reason = " ".join(str(error).split())
+    _say(
+        f"edgetune did not expect this: {type(error).__name__}{f': {reason}' if reason else ''}.",
+        f"This is a mistake in edgetune, or a file damaged in a way nobody thought of; where it happened: {file.name}",
+    )
 
 
 def _say(message: str, hint: str = "") -> None:
     color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    click.secho(f"error: {message}", err=True, fg="red" if color else None)
+    from edgetune.cli.terminal import plain
+
+    click.secho(f"error: {plain(message)}", err=True, fg="red" if color else None)
     if hint:
-        click.secho(f"hint:  {hint}", err=True)
+        click.secho(f"hint:  {plain(hint)}", err=True)

@@ -5,6 +5,7 @@ A Hugging Face directory is converted once, into the cache, under its fingerprin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgetune.cli.progress import say, show_progress
-from edgetune.errors import UsageError
+from edgetune.errors import ResourceError, UsageError
 from edgetune.events import Notice, Sink
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 DEFAULT_MODEL = "pocket"
+_MOST_SCALE = 1000.0
 _ENGINE_OPTIONS = (
     "ctx_size", "gpu_layers", "threads", "batch_size", "cache_type_k", "cache_type_v", "flash_attn", "verbose",
 )  # fmt: skip
@@ -84,7 +86,9 @@ def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
     with show_progress() as sink:
         choice = choose_model(model, lora, sink=sink)
     from edgetune.chat import open_session
+    from edgetune.cli.last_words import speak_before_aborting
 
+    speak_before_aborting()
     session = open_session(choice.base, lora=choice.lora, force=force, **engine_options)
     engine = session.engine
     asked = engine_options["ctx_size"]
@@ -119,7 +123,10 @@ def find_adapter(value: str) -> LoraSpec:
 
     name, scale = split_scale(value)
     path = find_model(name)
-    if classify(path) != "run":
+    kind = classify(path)
+    if kind in ("checkpoint", "model"):
+        raise UsageError(f"{name} is a model, not an adapter.", hint="Give it as MODEL, without --lora.")
+    if kind != "run":
         return LoraSpec(path, scale)
     files = [file for file in sorted(path.glob("*.gguf")) if classify(file) == "adapter"]
     if not files:
@@ -133,9 +140,16 @@ def split_scale(value: str) -> tuple[str, float]:
     if not colon or not name or Path(value).exists():
         return value, 1.0
     try:
-        return name, float(scale)
+        return name, check_scale(float(scale))
     except ValueError:
         return value, 1.0
+
+
+def check_scale(scale: float) -> float:
+    """`scale`, unless it can only make garbage (then `UsageError`)."""
+    if not abs(scale) <= _MOST_SCALE:
+        raise UsageError(f"An adapter's scale of {scale:g} makes garbage.", hint="1 is as it was trained, 0 is off.")
+    return scale
 
 
 def as_gguf(base: Path, *, sink: Sink) -> Path:
@@ -151,8 +165,13 @@ def as_gguf(base: Path, *, sink: Sink) -> Path:
     if not path.is_file():
         from edgetune.export import export_base
 
-        sink(Notice(f"Converting {base} for llama.cpp, once; kept in {path.parent}."))
-        export_base(base, path, sink=sink)
+        sink(Notice(f"Converting {base.resolve().name} for llama.cpp, this once."))
+        try:
+            export_base(base, path, sink=sink)
+        except (ResourceError, UsageError) as error:
+            if isinstance(error, ResourceError) or not os.access(cache_dir(), os.W_OK):
+                error.hint = "Let EDGETUNE_HOME name a directory with room, or convert it yourself: edgetune convert"
+            raise
     return path
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from edgetune import library
 from edgetune.artifacts import Fingerprint
+from edgetune.cli.progress import amount
+from edgetune.cli.terminal import aligned, table, typed_path
 
 _KINDS = {"checkpoint": "Hugging Face", "run": "training run", "model": "GGUF", "adapter": "GGUF adapter"}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -34,19 +34,23 @@ def list_command(as_json: bool) -> None:
     """List the models, adapters and runs that can be named here."""
     entries = library.list_models()
     if as_json:
-        rows = [
+        values = [
             {**asdict(entry), "path": str(entry.path), "bytes": library.disk_bytes(entry.path)} for entry in entries
         ]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "kind", "size", "changed", "path"):
-        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
-    for entry in entries:
-        added = "comes with edgetune" if entry.embedded else f"{datetime.fromtimestamp(entry.added):%Y-%m-%d %H:%M}"
-        size = format_bytes(library.disk_bytes(entry.path))
-        table.add_row(escape(entry.name), _KINDS[entry.kind], size, added, escape(str(entry.path)))
-    Console().print(table)
+    rows = [
+        (
+            entry.name,
+            _KINDS[entry.kind],
+            amount(library.disk_bytes(entry.path), "bytes"),
+            "built in" if entry.embedded else f"{datetime.fromtimestamp(entry.added):%Y-%m-%d %H:%M}",
+            typed_path(entry.path),
+        )
+        for entry in entries
+    ]
+    for line in table(("name", "kind", "size", "changed", "path"), rows, right=2):
+        click.echo(line)
 
 
 @command.command("show")
@@ -61,15 +65,11 @@ def show(model: str, as_json: bool) -> None:
         values |= {**values.pop("sizes"), "path": str(description.path), "adapters": [str(path) for path in adapters]}
         click.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for title, value in _rows(description):
-        if value:
-            table.add_row(title, escape(value))
+    rows = [(title, value.replace("\n", "\\n")) for title, value in _rows(description) if value]
     if description.kind in ("checkpoint", "model"):
-        table.add_row("adapters", escape("\n".join(map(str, adapters))) if adapters else "none known for this base")
-    Console().print(table)
+        rows.append(("adapters", "\n".join(map(typed_path, adapters)) or "none known for this base"))
+    for line in aligned(rows, on_terminal=sys.stdout.isatty()):
+        click.echo(line)
 
 
 @command.command("rm")
@@ -89,15 +89,6 @@ def path(model: str) -> None:
     click.echo(library.find_model(model))
 
 
-def format_bytes(count: float) -> str:
-    """`count` bytes in the unit that leaves at most four digits before the point."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
 def _rows(description: library.Description) -> list[tuple[str, str]]:
     sizes = description.sizes
     heads = f"{sizes.heads}" if sizes.heads else ""
@@ -106,8 +97,12 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
     return [
         ("name", description.name),
         ("kind", _KINDS[description.kind]),
-        ("path", str(description.path)),
+        ("path", typed_path(description.path)),
         ("architecture", description.architecture),
+        ("trained", description.trained),
+        ("rank", _number(description.rank)),
+        ("alpha", f"{description.alpha:g}" if description.alpha is not None else ""),
+        ("targets", ", ".join(description.targets)),
         ("parameters", f"{description.parameters:,}"),
         ("layers", _number(sizes.layers)),
         ("hidden size", _number(sizes.hidden_size)),
@@ -115,7 +110,7 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("context", _number(sizes.context)),
         ("vocabulary", _number(sizes.vocabulary)),
         ("types", _types(description)),
-        ("size", format_bytes(description.bytes)),
+        ("size", amount(description.bytes, "bytes")),
         ("chat template", "yes" if description.has_template else "no"),
         ("base", description.base_name if description.kind in ("run", "adapter") else ""),
         ("fingerprint", _fingerprint(description.fingerprint)),
@@ -131,7 +126,7 @@ def _types(description: library.Description) -> str:
 
 def _fingerprint(fingerprint: Fingerprint) -> str:
     known = {part: value for part, value in asdict(fingerprint).items() if value}
-    return "  ".join(f"{part} {value[:12]}" for part, value in known.items()) or "unknown (not made by edgetune)"
+    return ", ".join(f"{part} {value[:10]}" for part, value in known.items()) or "unknown (not made by edgetune)"
 
 
 def _number(value: int | None) -> str:

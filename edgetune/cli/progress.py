@@ -15,9 +15,19 @@ from typing import Any
 
 import click
 
+from edgetune.cli.terminal import plain
 from edgetune.events import Event, Metrics, Notice, Progress, Sink
+from edgetune.paths import bytes_text
 
 _LINE_EVERY_S = 10.0
+_TITLES = {
+    "hash": "hash weights",
+    "torch": "run torch",
+    "llama.cpp": "run llama.cpp",
+    "bound": "find bound",
+    "effect": "check effect",
+}
+"""What a stage is called here, where its own name says too little."""
 
 
 @contextmanager
@@ -33,26 +43,23 @@ def show_progress() -> Iterator[Sink]:
 def say(text: str, *, warning: bool = False) -> None:
     """One line for a person, on stderr."""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    click.secho(f"{'warning: ' if warning else ''}{text}", err=True, fg="yellow" if warning and colour else None)
+    click.secho(plain(f"{'warning: ' if warning else ''}{text}"), err=True, fg="yellow" if warning and colour else None)
 
 
 def amount(value: float, unit: str) -> str:
     """`value` with its unit, bytes as kB, MB, GB."""
     if unit != "bytes":
         return f"{value:,.0f}{f' {unit}' if unit else ''}"
-    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:.1f} {name}"
-    return f"{value:.0f} B"
+    return bytes_text(value)
 
 
 class _Lines:
-    """A line when a stage starts to take long, then one every ten seconds, and one when it is done."""
+    """A line every ten seconds of a stage, and one when such a long one is done; short ones are not worth a line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._stage = ""
-        self._last = 0.0
+        self._last = self._started = 0.0
         self._finished = False
 
     def __call__(self, event: Event) -> None:
@@ -67,15 +74,18 @@ class _Lines:
     def _progress(self, event: Progress) -> None:
         if event.stage != self._stage:
             self._stage, self._last, self._finished = event.stage, self._clock(), False
+            self._started = self._last
         if self._finished:
             return
+        title = _TITLES.get(event.stage, event.stage)
         if event.total and event.done >= event.total:
             self._finished = True
-            say(f"{event.stage}: done, {amount(event.total, event.unit)}")
+            if self._clock() - self._started >= _LINE_EVERY_S:
+                say(f"{title}: done, {amount(event.total, event.unit)}")
         elif self._clock() - self._last >= _LINE_EVERY_S:
             self._last = self._clock()
             share = f"{event.done / event.total:.0%} of {amount(event.total, event.unit)}" if event.total else ""
-            say(f"{event.stage}: {share or amount(event.done, event.unit)}, {event.label}".rstrip(", "))
+            say(f"{title}: {share or amount(event.done, event.unit)}, {event.label}".rstrip(", "))
 
 
 @contextmanager
@@ -86,24 +96,25 @@ def _bars() -> Iterator[Sink]:
 
     console = Console(stderr=True)
     bars = Bars(
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=28),
+        TextColumn("[bold]{task.description:<13}"),
+        BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f}% [dim]{task.fields[size]:>9}[/]"),
         TimeRemainingColumn(compact=True),
         TextColumn("[dim]{task.fields[label]}", table_column=_one_line()),
         console=console,
         transient=True,
+        expand=True,
     )
     tasks: dict[str, TaskID] = {}
 
     def sink(event: Event) -> None:
         if isinstance(event, Notice):
             style = "yellow" if event.level == "warning" else None
-            console.print(event.text, style=style, markup=False, highlight=False, soft_wrap=True)
+            console.print(plain(event.text), style=style, markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, Progress):
-            size = amount(event.total, event.unit)
+            size = amount(event.total, event.unit) if event.total else ""
             if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, size=size, label="")
+                tasks[event.stage] = bars.add_task(_TITLES.get(event.stage, event.stage), size=size, label="")
             finished = bool(event.total) and event.done >= event.total
             bars.update(
                 tasks[event.stage],
@@ -120,10 +131,10 @@ def _bars() -> Iterator[Sink]:
 def _one_line() -> Any:
     from rich.table import Column
 
-    return Column(no_wrap=True, overflow="ellipsis")
+    return Column(no_wrap=True, overflow="ellipsis", ratio=1)
 
 
 def _escape(label: str) -> str:
     from rich.markup import escape
 
-    return escape(label)
+    return escape(plain(label))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from pathlib import Path
 
 import click
 
 from edgetune.cli.progress import amount, say, show_progress
+from edgetune.cli.terminal import typed_path
 from edgetune.errors import UsageError
+from edgetune.paths import check_replaceable
 from edgetune.quantize import ALIASES, QUANT_TYPES, find_quant_type, quantize
 
 
@@ -36,6 +39,7 @@ def command(files: tuple[str, ...], list_types: bool, threads: int, allow_requan
     seconds = round(time.monotonic() - started, 2)
     size, source = gguf.path.stat().st_size, in_path.stat().st_size
     say(f"{gguf.file_type}, {amount(size, 'bytes')} ({size / source:.0%} of {in_path.name}) in {seconds:.1f} s")
+    say(f"Next: edgetune chat {shlex.quote(typed_path(gguf.path))}")
     if as_json:
         values = {"path": str(gguf.path), "type": gguf.file_type, "bytes": size, "seconds": seconds}
         click.echo(json.dumps(values))
@@ -57,6 +61,7 @@ def _parse(files: tuple[str, ...]) -> tuple[Path, Path, str]:
     out_path = Path(files[1]) if len(files) == 3 else default_output(in_path, type_name)
     if out_path.is_dir():
         out_path = out_path / default_output(in_path, type_name).name
+    check_replaceable(out_path)
     return in_path, out_path, type_name
 
 

@@ -16,6 +16,8 @@ from edgetune.errors import UsageError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SHORT = {"seed": ["-s"]}
+_TYPES = {"seed": click.IntRange(-1, (1 << 32) - 1)}
+"""Where llama.cpp takes less than Python has."""
 _FROM_FILES = ("grammar_file", "json_schema", "json_schema_file")
 
 
@@ -31,7 +33,7 @@ def sampling_options(function: _Function) -> _Function:
                 *_SHORT.get(field.name, []),
                 flag,
                 field.name,
-                type=type(field.default),
+                type=_TYPES.get(field.name, type(field.default)),
                 default=field.default,
                 show_default=field.name != "grammar",
                 help=docs[field.name],
@@ -43,7 +45,7 @@ def sampling_options(function: _Function) -> _Function:
         click.option("-j", "--json-schema", metavar="JSON", help="A JSON schema that the reply must follow."),
         click.option("--json-schema-file", type=file, help="Read the JSON schema here."),
         click.option(
-            "-n", "--predict", "--n-predict", "max_tokens", type=int, default=-1, show_default=True,
+            "-n", "--predict", "--n-predict", "max_tokens", type=click.IntRange(min=-1), default=-1, show_default=True,
             help="Most new tokens of a reply; -1 is until the context is full.",
         ),
         click.option("-r", "--stop", "stop", multiple=True, metavar="TEXT", help="End the reply at TEXT; repeatable."),

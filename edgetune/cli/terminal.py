@@ -1,15 +1,24 @@
-"""Text between a person and a model: what it says is flushed at once and cannot steer the terminal."""
+"""Text on a terminal: what a model or a file says cannot steer it, a reply is flushed at once, columns align."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
 _STEERING = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
+_ESCAPED = {code: f"\\x{code:02x}" for code in _STEERING} | {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)}
+
+
+def plain(text: str) -> str:
+    """`text`, which may come from a file's name or header, with its control characters written out."""
+    return text.translate(_ESCAPED)
 
 
 def write_text(text: str) -> None:
@@ -44,12 +53,53 @@ def quiet_keyboard() -> Iterator[None]:
 def say_dim(text: str) -> None:
     """One quiet line on stderr."""
     color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    click.secho(text, err=True, dim=True if color else None)
+    click.secho(plain(text), err=True, dim=True if color else None)
 
 
 def say_rows(rows: Iterable[tuple[str, str]]) -> None:
     """Two aligned columns on stderr."""
-    rows = list(rows)
-    width = max((len(left) for left, _ in rows), default=0)
+    for line in aligned(rows, on_terminal=sys.stderr.isatty()):
+        click.echo(f"  {line}", err=True)
+
+
+def aligned(rows: Iterable[tuple[str, str]], *, on_terminal: bool) -> Iterator[str]:
+    """Two columns; on a terminal the right one goes on under itself where it is too long."""
+    rows = [(plain(left), plain(right)) for left, right in rows]
+    left_width = max((len(left) for left, _ in rows), default=0)
+    room = max(shutil.get_terminal_size().columns - left_width - 5, 20) if on_terminal else sys.maxsize
     for left, right in rows:
-        click.echo(f"  {left:<{width}}  {right}".rstrip(), err=True)
+        lines = (
+            [
+                wrapped
+                for line in right.split("\n")
+                for wrapped in textwrap.wrap(line, room, break_on_hyphens=False, drop_whitespace=True) or [""]
+            ]
+            if on_terminal
+            else right.split("\n")
+        )
+        for number, line in enumerate(lines):
+            yield f"{left if number == 0 else '':<{left_width}}  {line}".rstrip()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: int) -> Iterator[str]:
+    """Lines of aligned columns, column `right` to the right; the last one is never cut, so that it can be copied."""
+    cells = [list(header), *([plain(cell).replace("\n", "\\n") for cell in row] for row in rows)]
+    widths = [max(map(_cells, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = [
+            " " * (width - _cells(cell)) + cell if at == right else cell + " " * (width - _cells(cell))
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(padded).rstrip()
+
+
+def typed_path(path: Path) -> str:
+    """`path` as short as it can be typed here: relative to the working directory when it lies below."""
+    text = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return f"./{text}" if text.startswith("-") else text
+
+
+def _cells(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)

@@ -22,6 +22,7 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
 
     TEXT is text: no control token is made from what it spells. `-` reads it from standard input.
     """
+    from edgetune.cli.last_words import speak_before_aborting
     from edgetune.cli.model_options import choose_model
     from edgetune.engine.tokenizer import GgufTokenizer
     from edgetune.errors import UsageError
@@ -30,6 +31,7 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
         text = read_stdin()
     with show_progress() as sink:
         choice = choose_model(model, (), sink=sink)
+    speak_before_aborting()
     tokenizer = GgufTokenizer.open(choice.base)
     try:
         if as_chat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def require_passed(report: ParityReport) -> None:
     failed = next((check for check in report.checks if not check.passed), None)
     logits = report.logits
     if failed is not None:
-        difference = f"{_WHAT.get(failed.name, failed.name)} differ: {failed.first_difference}"
+        what = _WHAT.get(failed.name, failed.name)
+        difference = f"{what} {'differ' if what.endswith('s') else 'differs'}: {failed.first_difference}"
     else:
         assert logits is not None
         measured = getattr(logits, logits.bounded)
@@ -92,8 +94,8 @@ def report_values(report: ParityReport) -> dict[str, Any]:
     values["logits"] = logits and {
         "passed": logits.passed,
         "positions": logits.positions,
-        "mean_kl": logits.mean_kl,
-        "max_kl": logits.max_kl,
+        "mean_kl": _finite(logits.mean_kl),
+        "max_kl": _finite(logits.max_kl),
         "top1": logits.top1,
         "bound": logits.bound,
         "bounded": logits.bounded,
@@ -108,17 +110,19 @@ def print_report(report: ParityReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "checked", "result", ""):
-        table.add_column(title, overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(4):
+        table.add_column(overflow="fold")
     for check in report.checks:
         mark = "[dim]–[/]" if check.skipped else _mark(check.passed)
         counted = "" if check.skipped else f"{check.equal} of {check.checked} equal"
         table.add_row(mark, _WHAT.get(check.name, check.name), counted, escape(check.skipped or check.first_difference))
     if logits := report.logits:
-        bound = f"{'mean' if logits.bounded == 'mean_kl' else 'max'} KL ≤ {logits.bound:.2g}"
-        result = f"mean KL {logits.mean_kl:.2g}, max {logits.max_kl:.2g}, top-1 {logits.top1:.1%}"
-        table.add_row(_mark(logits.passed), f"next tokens at {logits.positions} positions", result, f"bound: {bound}")
+        kind = "mean" if logits.bounded == "mean_kl" else "max"
+        measured = f"{kind} KL {getattr(logits, logits.bounded):.2g}"
+        table.add_row(_mark(logits.passed), "next tokens", measured, f"at most {logits.bound:.2g} for this file type")
+        other = f"max KL {logits.max_kl:.2g}" if kind == "mean" else f"mean KL {logits.mean_kl:.2g}"
+        table.add_row("", "", other, f"top-1 {logits.top1:.1%} at {logits.positions} positions")
     for missing in report.not_checked:
         table.add_row("[yellow]![/]", "not checked", "", escape(missing))
     Console().print(table)
@@ -131,6 +135,11 @@ def _check_values(check: ParityCheck) -> dict[str, Any]:
     if check.skipped:
         values["skipped"] = check.skipped
     return values
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _mark(passed: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgetune.artifacts import RUN_RECORD, Fingerprint, Run
+from edgetune.artifacts import RUN_RECORD, RUN_RECORD_KEY, Fingerprint, Run
 from edgetune.errors import CorruptFileError, UsageError
 from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template, read_safetensors_header, safetensors_files
 from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
@@ -67,6 +68,13 @@ class Description:
     has_template: bool = False
     base_name: str = ""
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    rank: int | None = None
+    """Of an adapter, its largest rank."""
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+    """Names of the modules an adapter changes, each once."""
+    trained: str = ""
+    """When and on what an adapter was trained, where a record says so."""
 
 
 def describe(path: Path) -> Description:
@@ -100,7 +108,7 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         raise CorruptFileError(
             f"{model_dir} has no config.json.", hint="Give a Hugging Face model directory."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not valid JSON: {error}.", hint="Download it again.") from error
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} holds a {type(config).__name__}, not an object.", hint="Download it again.")
@@ -136,7 +144,34 @@ def _describe_gguf(header: GgufHeader) -> Description:
         has_template="tokenizer.chat_template" in header.metadata,
         base_name=gguf.base_name,
         fingerprint=gguf.fingerprint,
+        **(_gguf_adapter(header) if gguf.kind == "adapter" else {}),
     )
+
+
+def _gguf_adapter(header: GgufHeader) -> dict[str, Any]:
+    alpha = header.metadata.get("adapter.lora.alpha")
+    halves = [tensor for tensor in header.tensors if tensor.name.endswith(".lora_a")]
+    names = (tensor.name.removesuffix(".lora_a").removesuffix(".weight") for tensor in halves)
+    try:
+        record = json.loads(str(header.metadata.get(RUN_RECORD_KEY, "{}")))
+    except ValueError:
+        record = {}
+    return {
+        "rank": max((tensor.shape[-1] for tensor in halves), default=None),
+        "alpha": float(alpha) if isinstance(alpha, int | float) else None,
+        "targets": tuple(dict.fromkeys(re.sub(r"^blk\.\d+\.", "", name) for name in names)),
+        "trained": _trained(record),
+    }
+
+
+def _trained(record: object) -> str:
+    if not isinstance(record, dict):
+        return ""
+    data = record.get("data")
+    paths = data.get("paths") if isinstance(data, dict) else None
+    names = [Path(str(path)).name for path in paths] if isinstance(paths, list) else []
+    created = str(record.get("created") or "").partition("T")[0]
+    return " on ".join(filter(None, [created, ", ".join(names)]))
 
 
 def _describe_checkpoint(model_dir: Path) -> Description:
@@ -172,7 +207,22 @@ def _describe_run(run_dir: Path) -> Description:
         has_template=read_chat_template(run_dir) is not None,
         base_name=run.base_name if run else "",
         fingerprint=run.fingerprint if run else Fingerprint(),
+        **_peft_adapter(run_dir),
+        trained=_trained(run.record()) if run else "",
     )
+
+
+def _peft_adapter(run_dir: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((run_dir / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, alpha, targets = (config.get(name) for name in ("r", "lora_alpha", "target_modules"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {
+        "rank": rank if isinstance(rank, int) else None,
+        "alpha": float(alpha) if isinstance(alpha, int | float) else None,
+        "targets": tuple(sorted(map(str, targets))) if isinstance(targets, list) else (str(targets or ""),),
+    }
 
 
 def _config_sizes(config: Mapping[str, Any]) -> Sizes:

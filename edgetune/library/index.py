@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def register(path: Path) -> None:
 
     Best effort: a home that cannot be written stops nobody.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     try:
         write_json(_record_path(path), {"path": str(path), "added": time.time()})
     except (OSError, EdgetuneError):
@@ -82,12 +83,18 @@ def register(path: Path) -> None:
 def remove(name_or_path: str, *, delete: bool = False) -> Entry:
     """Forget an entry, by name or path; `delete` removes its GGUF file from the disk too. Returns what was removed.
 
-    Raises `UsageError` when there is no such entry, or when it cannot be removed.
+    Raises `UsageError` when there is no such entry or several of that name, or when it cannot be removed.
     """
-    wanted = Path(name_or_path).resolve()
-    matching = [entry for entry in list_models() if entry.name == name_or_path or entry.path == wanted]
+    wanted = Path(os.path.realpath(name_or_path))
+    known = list_models()
+    matching = [entry for entry in known if entry.path == wanted] or [
+        entry for entry in known if entry.name == name_or_path
+    ]
     if not matching:
         raise UsageError(f"The library has no {name_or_path!r}.", hint="List what it has: edgetune models list")
+    if len(matching) > 1:
+        paths = ", ".join(str(entry.path) for entry in matching)
+        raise UsageError(f"{len(matching)} entries are called {name_or_path!r}.", hint=f"Give a path: {paths}")
     entry = matching[0]
     in_folder = entry.path.parent == _models_dir()
     if entry.embedded:
@@ -139,8 +146,9 @@ def _known_paths() -> Iterator[tuple[Path, float]]:
             record.unlink(missing_ok=True)
     if _models_dir().is_dir():
         for path in _models_dir().iterdir():
-            yield path, path.stat().st_mtime
+            if path.name[0] != "." and path.exists():
+                yield path, path.stat().st_mtime
 
 
 def _record_path(path: Path) -> Path:
-    return home_dir() / "library" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    return home_dir() / "library" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"

@@ -46,7 +46,9 @@ def find_model(name_or_path: str) -> Path:
     beside = [str(path.parent / other.name) for other in _children(path.parent) if classify(other)]
     close = get_close_matches(name_or_path, [*{entry.name: None for entry in known}, *beside], n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"There is no model {name_or_path!r}.", hint=hint + "List what there is: edgetune models list")
+    raise UsageError(
+        f"There is no model or adapter {name_or_path!r}.", hint=hint + "List what there is: edgetune models list"
+    )
 
 
 def resolve_model(name_or_path: str) -> Resolved:
@@ -145,7 +147,8 @@ def _candidates(place: Path) -> Iterator[Path]:
 
 def _children(directory: Path) -> list[Path]:
     try:
-        return sorted(directory.iterdir()) if directory.is_dir() else []
+        # Hidden ones are being written, or were left behind half-written; a link to itself does not exist.
+        return sorted(child for child in directory.iterdir() if child.name[0] != "." and child.exists())
     except OSError:
         return []
 
