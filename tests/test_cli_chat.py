@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from edgetune.chat import Conversation, open_session
-from edgetune.cli import chat_commands, line_mode
+from edgetune.chat.adapters import split_scale
+from edgetune.chat.commands import COMMANDS, complete
+from edgetune.chat.open_chat import OpenChat
+from edgetune.cli import line_mode
 from edgetune.cli.main import run
-from edgetune.cli.model_options import choose_model, split_scale
+from edgetune.cli.model_options import choose_model
 from edgetune.cli.terminal import write_text
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import EdgetuneError, ExitCode, UsageError
@@ -261,8 +264,10 @@ class Typed:
 
     def __init__(self, lines: list[str | type[BaseException]]) -> None:
         self.lines = iter(lines)
+        self.drafts: list[str] = []
 
-    def prompt(self, _message: str) -> str:
+    def prompt(self, _message: str, *, default: str = "") -> str:
+        self.drafts.append(default)
         line = next(self.lines, EOFError)
         if isinstance(line, str):
             return line
@@ -270,10 +275,11 @@ class Typed:
 
 
 def chat_through(lines: list[Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Conversation:
-    monkeypatch.setattr(line_mode, "_build_prompt", lambda session: Typed(lines))
+    monkeypatch.setattr(line_mode, "_build_prompt", lambda chat: Typed(lines))
     with open_session(base_gguf(), threads=1) as session:
         conversation = Conversation(session.engine, sampling=Sampling(temp=0), max_tokens=8, **options)
-        line_mode.run_line_mode(session, conversation)
+        with OpenChat(session, conversation) as chat:
+            line_mode.run_line_mode(chat)
     return conversation
 
 
@@ -321,7 +327,7 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert f"{lora_gguf().stem} 0.5" in err
     assert f"{lora_gguf().stem} off" in err
     assert "Be brief." in err
-    for command in chat_commands.COMMANDS:
+    for command in COMMANDS:
         assert f"/{command.name}" in err
 
 
@@ -358,9 +364,10 @@ def test_ctrl_c_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_completion() -> None:
     with open_session(base_gguf(), threads=1) as session:
         session.set_adapter(lora_gguf(), 1.0)
+        chat = OpenChat(session, session.converse())
 
         def words(text: str) -> list[str]:
-            return [word for word, _ in chat_commands.complete(session, text)]
+            return [word for word, _ in complete(chat, text)]
 
         assert words("/l") == ["/lora", "/load"]
         assert words("/lora ") == [lora_gguf().stem, "off"]

@@ -25,6 +25,9 @@ Overflow = Literal["drop", "shift", "stop"]
 """What happens when the context is full: "drop": the oldest turns leave it, and what stays is evaluated again; "shift":
 they leave it, and what stays is kept as it was computed in their presence; "stop": nothing more is said."""
 
+Vote = Literal["up", "down", ""]
+"""What a person thinks of a reply; empty is nothing yet."""
+
 _SHARE_FOR_REPLY = 4
 """One part in this many of the context is kept free for the reply when its length is not limited."""
 
@@ -81,9 +84,11 @@ class Conversation:
         tree: Tree | None = None,
         top: int = 0,
         overflow: Overflow = "drop",
+        vocabulary: str = "",
     ) -> None:
         """Start an empty conversation, or go on with `tree`; `template` stands in for the model's own.
 
+        `vocabulary` tells the engine's from others: the tokens of a reply count only where they are of the same one.
         Raises `UsageError` when there is no chat template at all.
         """
         chosen = template or engine.tokenizer.chat_template
@@ -113,6 +118,7 @@ class Conversation:
         self.first_in_context = 0
         """Index of the oldest message that still fits the context."""
         self._engine = engine
+        self._vocabulary = vocabulary
         self._prompts = PromptBuilder(engine.tokenizer)
         self._thinking: tuple[ChatTemplate, Thinking | None] | None = None
 
@@ -163,11 +169,21 @@ class Conversation:
         Raises `UsageError` for a message without tokens of its own.
         """
         node = self.tree.node(node_id)
+        if node.ids and not self._knows_tokens_of(node):
+            raise UsageError("That reply was made with another vocabulary.", hint="Resume it with its own model.")
         if not 0 <= token_index < len(node.ids):
             raise UsageError(f"That message has {len(node.ids)} tokens of its own, none at {token_index}.")
         path = self.tree.path(node_id)[:-1]
         origin = {"branched_from": {"node": node_id, "token": token_index}}
         return self._answer(path, prefix=(*node.ids[:token_index], alternative_id), meta=origin)
+
+    def begin_reply(self, text: str) -> Reply:
+        """Another reply in the place of the last one that begins with `text` and goes on from there."""
+        path = self.tree.path()
+        if not path:
+            raise UsageError("There is nothing to reply to yet.")
+        path = path[:-1] if path[-1].role == "assistant" else path
+        return self._answer(path, prefix=self._engine.tokenizer.encode(text, add_special=False))
 
     def edit(self, node_id: str, text: str) -> Reply | None:
         """Put `text` in the place of a message, on a branch of its own; returns the reply, if it is a question."""
@@ -190,7 +206,7 @@ class Conversation:
         """The messages in the place of this one, itself among them, oldest first."""
         return self.tree.siblings(node_id)
 
-    def vote(self, node_id: str, vote: Literal["up", "down", ""]) -> None:
+    def vote(self, node_id: str, vote: Vote) -> None:
         """Mark a reply as good or bad; empty takes the mark back. Raises `UsageError` for what is no reply."""
         node = self.tree.node(node_id)
         if node.role != "assistant":
@@ -244,7 +260,7 @@ class Conversation:
         """Go on with another tree."""
         self.tree = tree
         self.first_in_context = 0
-        self._tell(*tree.nodes.values())
+        self._tell()
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt for the next reply, from `first_in_context` on."""
@@ -306,6 +322,7 @@ class Conversation:
     def _describe(self, setting: Setting) -> dict[str, Any]:
         adapters = self._engine.adapters if setting.adapters is None else setting.adapters
         return {
+            **({"vocabulary": self._vocabulary} if self._vocabulary else {}),
             "sampling": changes(setting.sampling),
             "adapters": [{"path": str(one.path), "scale": one.scale} for one in adapters if one.scale],
         }
@@ -319,10 +336,13 @@ class Conversation:
         return self._prompts.build(
             template,
             [*system, *(self._outgoing(node) for node in shown)],
-            replies={index: node for index, node in enumerate(shown, len(system)) if node.ids},
+            replies={index: node for index, node in enumerate(shown, len(system)) if self._knows_tokens_of(node)},
             tools=self.tools,
             for_reply=for_reply,
         )
+
+    def _knows_tokens_of(self, node: Node) -> bool:
+        return bool(node.ids) and node.meta.get("vocabulary", "") == self._vocabulary
 
     def _outgoing(self, node: Node) -> dict[str, Any]:
         return self.thinking.message(node) if self.thinking and "reasoning" in node.meta else node.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,23 @@ def changes(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
-def with_changes(values: dict[str, Any], *, kept: Sampling | None = None) -> Sampling:
+def with_changes(values: Mapping[str, Any], *, kept: Sampling | None = None) -> Sampling:
     """llama.cpp's defaults with `values` in them; unknown names are left out. `kept` gives what presets leave alone.
 
     Raises `CorruptFileError` for values that no parameter takes.
     """
-    known = {field.name for field in fields(Sampling)}
     base = replace(Sampling(), **{name: getattr(kept, name) for name in _KEPT}) if kept else Sampling()
-    try:
-        return replace(base, **{name: value for name, value in values.items() if name in known})
-    except TypeError as error:
-        raise CorruptFileError(f"The saved sampling parameters are not valid: {error}.") from error
+    return with_values(base, values)
+
+
+def with_values(sampling: Sampling, values: Mapping[str, Any]) -> Sampling:
+    """`sampling` with `values` in it; unknown names are left out. Raises `CorruptFileError` as `with_changes` does."""
+    known = {field.name: values[field.name] for field in fields(Sampling) if field.name in values}
+    for name, value in known.items():
+        wanted = type(getattr(sampling, name))
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise CorruptFileError(f"The saved sampling parameters are not valid: {name} is {value!r}.")
+    return replace(sampling, **known)
 
 
 def load_presets(model: str) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,16 @@ the conversation goes on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgetune.chat.conversation import Conversation
 from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.protocol import LoraSpec
 from edgetune.errors import UsageError
-from edgetune.gguf_header import read_gguf_header
+from edgetune.fingerprint import text_sha256
+from edgetune.gguf_header import gguf_from_header, read_gguf_header
 from edgetune.library import check_pair_headers, entry_name
 from edgetune.template import ChatTemplate
 
@@ -31,6 +34,29 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the base's weights; empty when its file has none."""
+        return gguf_from_header(read_gguf_header(self.engine.path)).fingerprint.weights
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """What tells the model's vocabulary from others."""
+        header = read_gguf_header(self.engine.path)
+        if known := gguf_from_header(header).fingerprint.tokenizer:
+            return known
+        tokens = read_gguf_header(self.engine.path, arrays=True).metadata.get("tokenizer.ggml.tokens")
+        return text_sha256(repr(tokens))
+
+    @property
+    def name(self) -> str:
+        """What the model goes by."""
+        return self.engine.path.stem
+
+    def converse(self, **settings: Any) -> Conversation:
+        """A new conversation with it; `settings` are `Conversation`'s."""
+        return Conversation(self.engine, **{"template": self.template, "vocabulary": self.vocabulary, **settings})
 
     @property
     def template(self) -> ChatTemplate | None:

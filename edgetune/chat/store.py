@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from edgetune.chat.presets import with_values
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import CorruptFileError, UsageError
 from edgetune.paths import home_dir, write_json
@@ -30,11 +31,7 @@ class SavedChat:
 
     def apply_sampling(self, sampling: Sampling) -> Sampling:
         """`sampling` with the saved parameters in it; unknown ones are left out."""
-        known = {parameter.name for parameter in fields(Sampling)}
-        try:
-            return replace(sampling, **{name: value for name, value in self.sampling.items() if name in known})
-        except TypeError as error:
-            raise CorruptFileError(f"The saved sampling parameters are not valid: {error}.") from error
+        return with_values(sampling, self.sampling)
 
 
 def chat_path(name: str) -> Path:

@@ -3,42 +3,101 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetune.cli.model_options import model_options, open_chosen
+from edgetune.cli.progress import say
 from edgetune.cli.sampling_options import sampling_options, take_sampling
-from edgetune.errors import ExitCode
+from edgetune.errors import EdgetuneError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from edgetune.chat.database import SavedSession
 
 
 @click.command("chat", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False)
 @click.option("--plain", is_flag=True, help="Line mode: no full-screen interface.")
 @click.option("--system", default="", help="The system prompt.")
+@click.option("--continue", "latest", is_flag=True, help="Go on with the last chat, with its model and adapters.")
+@click.option("--resume", metavar="ID", default="", help="Go on with this chat: the beginning of its id, or its title.")
+@click.option("--no-save", is_flag=True, help="Keep nothing of what is said.")
+@click.option(
+    "--overflow",
+    type=click.Choice(["drop", "shift", "stop"]),
+    default="drop",
+    show_default=True,
+    help="When the context is full: drop the oldest turns, shift what stays without evaluating it again, or stop.",
+)
 @sampling_options
 @model_options
-def command(model: str | None, plain: bool, system: str, **options: Any) -> int:
+def command(
+    model: str | None, plain: bool, system: str, latest: bool, resume: str, no_save: bool, overflow: str, **options: Any
+) -> int:
     """Chat with MODEL, a path or a name; left out, it is the base of --lora, or the embedded model.
 
     Type /help for the commands. When standard input is a pipe, all of it is one message, and the reply is printed.
+    Chats on a terminal are kept on this machine, and found with /sessions and /search.
     """
     # Line mode is the only one so far; --plain asks for it in scripts that must not change with it.
-    from edgetune.chat import Conversation
-    from edgetune.cli.line_mode import run_line_mode, run_piped
+    from edgetune.chat.open_chat import OpenChat
+    from edgetune.chat.session_commands import resume_session
+    from edgetune.cli.line_mode import run_line_mode, run_piped, show_outcome
+    from edgetune.engine.sampling import Sampling
 
+    saved = _find_saved(latest, resume, no_save=no_save)
+    if saved and model is None and not options["lora"]:
+        model, options["lora"] = _files_of(saved)
     sampling = take_sampling(options)
     max_tokens, stop = options.pop("max_tokens"), options.pop("stop")
     with open_chosen(model, options) as session:
-        conversation = Conversation(
-            session.engine,
-            template=session.template,
-            system=system,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
+        conversation = session.converse(
+            system=system, sampling=sampling, max_tokens=max_tokens, stop=stop, overflow=overflow
         )
-        if sys.stdin.isatty():
-            run_line_mode(session, conversation)
-            return ExitCode.OK
-        return ExitCode.INTERRUPTED if run_piped(conversation) else ExitCode.OK
+        is_kept = not no_save and (sys.stdin.isatty() or saved is not None)
+        with OpenChat(session, conversation, save=is_kept, on_problem=_warn) as chat:
+            if saved:
+                show_outcome(resume_session(chat, saved))
+                conversation.system = system or conversation.system
+                if sampling != Sampling():
+                    conversation.sampling = sampling
+            if sys.stdin.isatty():
+                run_line_mode(chat)
+                return ExitCode.OK
+            return ExitCode.INTERRUPTED if run_piped(conversation) else ExitCode.OK
+
+
+def _find_saved(latest: bool, resume: str, *, no_save: bool) -> SavedSession | None:
+    """The kept chat that the flags mean. Raises `UsageError` when there is none."""
+    if not latest and not resume:
+        return None
+    if no_save:
+        raise UsageError("A chat that goes on is kept.", hint="Leave out --no-save.")
+    from edgetune.chat.database import ChatDatabase
+
+    database = ChatDatabase()
+    try:
+        if resume:
+            return database.find(resume)
+        found = database.sessions(limit=1)
+    finally:
+        database.close()
+    if not found:
+        raise UsageError("No chat is kept yet.", hint="Begin one: edgetune chat")
+    return found[0]
+
+
+def _files_of(saved: SavedSession) -> tuple[str, tuple[str, ...]]:
+    """MODEL and the --lora values that a kept chat was held with."""
+    if not Path(saved.model).exists():
+        raise UsageError(
+            f"The model of this chat is gone: {saved.model}.", hint="Name another one: edgetune chat MODEL --resume ID"
+        )
+    lora = tuple(f"{one['path']}:{one['scale']:g}" for one in saved.adapters if Path(str(one["path"])).exists())
+    return saved.model, lora
+
+
+def _warn(error: EdgetuneError) -> None:
+    say(f"{error.message} The chat goes on, but is not kept.", warning=True)

@@ -10,43 +10,56 @@ from typing import Any
 
 import click
 
-from edgetune.chat import Conversation, Reply, Session
-from edgetune.cli.chat_commands import COMMANDS, Leave, complete, run_command
+from edgetune.chat import Conversation, Reply
+from edgetune.chat.commands import COMMANDS, complete, run_command
+from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.cli.progress import say
-from edgetune.cli.terminal import quiet_keyboard, read_stdin, say_dim, write_text
+from edgetune.cli.terminal import quiet_keyboard, read_stdin, say_dim, say_rows, write_text
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.paths import home_dir
 
 _QUOTES = '"""'
+_KEYS = (
+    ('""" … """', "A message over several lines; Alt-Enter makes a line as well."),
+    ("Ctrl-C", "Stop the reply and keep what was said."),
+    ("Ctrl-D", "Leave."),
+)
+_SHORT_MESSAGE = "And what else?"
 
 
-def run_line_mode(session: Session, conversation: Conversation) -> None:
+def run_line_mode(chat: OpenChat) -> None:
     """Read turns and commands until the user leaves."""
-    prompt = _build_prompt(session)
-    adapters = ", ".join(session.adapter_names())
-    say_dim(
-        f"{session.engine.path.stem}{f' with {adapters}' if adapters else ''}. /help lists the commands, /bye leaves."
-    )
+    prompt = _build_prompt(chat)
+    chat.keys = _KEYS
+    adapters = ", ".join(chat.session.adapter_names())
+    say_dim(f"{chat.session.name}{f' with {adapters}' if adapters else ''}. /help lists the commands, /bye leaves.")
+    draft = ""
     while True:
         try:
-            text = unquote(prompt.prompt(">>> "))
+            text = unquote(prompt.prompt(">>> ", default=draft))
         except KeyboardInterrupt:
             say_dim("Ctrl-D or /bye leaves.")
             continue
         except EOFError:
             return
+        finally:
+            draft = ""
         try:
             if not text.strip():
                 continue
-            is_command = text.startswith("/")
-            reply = run_command(session, conversation, text) if is_command else conversation.ask(text)
-            if reply is not None:
-                with quiet_keyboard():
-                    show_reply(reply)
-        except Leave:
-            return
+            outcome = run_command(chat, text) if text.startswith("/") else Outcome(reply=chat.say(text))
+            show_outcome(outcome)
+            if outcome.leaves:
+                return
+            draft = outcome.draft
+            if outcome.reply is not None:
+                foretell_overflow(chat.conversation)
         except EdgetuneError as error:
-            say(error.message + (f" {error.hint}" if error.hint else ""), warning=True)
+            say(error.message, warning=True)
+            if error.hint:
+                say_dim(error.hint)
+        except OSError as error:
+            say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", warning=True)
 
 
 def run_piped(conversation: Conversation) -> bool:
@@ -55,6 +68,27 @@ def run_piped(conversation: Conversation) -> bool:
     if not text.strip():
         raise UsageError("There is nothing on standard input.", hint="For example: echo hi | edgetune chat --plain")
     return show_reply(conversation.ask(text), with_speed=False)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print what a command did, and the reply it makes as it comes."""
+    if outcome.text:
+        say_dim(outcome.text)
+    say_rows(outcome.rows)
+    if outcome.reply is not None:
+        with quiet_keyboard():
+            show_reply(outcome.reply)
+
+
+def foretell_overflow(conversation: Conversation) -> None:
+    """Say so when even a short message will find the context full."""
+    forecast = conversation.forecast(_SHORT_MESSAGE)
+    full = f"The context is nearly full ({forecast.tokens} of {forecast.size} tokens)"
+    if forecast.refused:
+        say_dim(f"{full}: the next message will not be answered. /overflow drop lets the oldest turns leave it.")
+    elif forecast.dropped_turns:
+        turns = "turn" if forecast.dropped_turns == 1 else f"{forecast.dropped_turns} turns"
+        say_dim(f"{full}: with the next message, the oldest {turns} will leave it.")
 
 
 def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
@@ -68,7 +102,7 @@ def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
     except KeyboardInterrupt:
         reply.stop()
     interrupted = reply.finish_reason == "interrupted"
-    if not reply.text.endswith("\n"):
+    if reply.text and not reply.text.endswith("\n"):
         click.echo()
     if interrupted:
         say_dim("Stopped." if reply.text else "Stopped before the first word; the turn is taken back.")
@@ -76,7 +110,7 @@ def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
         say_dim("The context is full: the reply was cut. The oldest turns leave it with the next message.")
     elif reply.finish_reason == "length":
         say_dim("The reply reached its limit of new tokens (-n).")
-    if with_speed:
+    if with_speed and reply.timings.generated_tokens:
         say_dim(_speed(reply))
     return interrupted
 
@@ -110,7 +144,7 @@ def _speed(reply: Reply) -> str:
     return " · ".join(parts)
 
 
-def _build_prompt(session: Session) -> Any:
+def _build_prompt(chat: OpenChat) -> Any:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -133,7 +167,7 @@ def _build_prompt(session: Session) -> Any:
 
     class Commands(Completer):
         def get_completions(self, document: Any, complete_event: Any) -> Any:
-            for word, start in complete(session, document.text_before_cursor):
+            for word, start in complete(chat, document.text_before_cursor):
                 yield Completion(word, start_position=-start, display_meta=_help_of(word))
 
     history_path = home_dir() / "history"
