@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from edgetune.chat.adapters import split_scale
 from edgetune.cli.main import run
-from edgetune.cli.model_options import split_scale
 from edgetune.library import list_models, register
 from tests.checkpoints import edit_json, write_checkpoint
 from tests.gguf_files import OTHER_BASE, write_adapter, write_model
@@ -427,3 +427,30 @@ def test_nothing_on_standard_input(capsys: pytest.CaptureFixture[str], monkeypat
     for arguments in (["generate"], ["generate", "-"]):
         code, message = refused(arguments, capsys)
         assert (code, "standard input" in message) == (2, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams of POSIX")
+def test_readers_that_leave_and_streams_that_are_closed() -> None:
+    command = f"'{sys.executable}' -m edgetune quantize --list"
+    for line in (
+        f"{command} | true; exit ${{PIPESTATUS[0]}}",
+        f"{command} >&-",
+        f"{command} <&- 2>&- | grep -q Q4_K_M",
+    ):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), line
+
+
+def test_a_disk_that_is_full_behind_stdout() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgetune", "models", "list"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 5
+
+
+def test_nothing_is_downloaded(capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refused(["models", "pull", "owner/model"], capsys)
+    assert (code, "offline" in message) == (3, True)

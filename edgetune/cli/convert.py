@@ -97,6 +97,11 @@ def command(
 
     SOURCE is a Hugging Face model directory or a model of the library (a GGUF model comes out), or a run or another
     PEFT adapter directory (a GGUF adapter comes out). Without SOURCE it is the newest run in ./runs not converted yet.
+
+    \b
+    edgetune convert path/to/Qwen2.5-0.5B-Instruct -q Q4_K_M    a model, quantized
+    edgetune convert runs/mine                                  an adapter, for the model it was trained on
+    edgetune convert path/to/model --merge runs/mine            both in one file
     """
     job = _plan(source, output, outtype=outtype, quant=quant, merge=merge, base=base)
     started = time.monotonic()

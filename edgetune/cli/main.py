@@ -42,6 +42,14 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our stdout went away; there is nobody to tell, and click would call it a failure.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return ExitCode.OK
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -68,10 +76,7 @@ def edgetune() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with an `ExitCode`."""
     _leave_in_order()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # No locale, and no file name that is not UTF-8, may turn a message into an error.
-            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "replace")
+    _open_streams()
     sys.exit(run(args))
 
 
@@ -100,10 +105,6 @@ def run(args: Sequence[str] | None = None) -> int:
     except MemoryError:
         _say("Out of memory.", "Use a smaller model, quant type, context or batch.")
         return ExitCode.RESOURCES
-    except BrokenPipeError:
-        # The reader of our stdout went away; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except OSError as error:
         return _os_error(error)
     except Exception as error:  # noqa: BLE001 - the outermost handler: a mistake of ours is a message as well
@@ -122,6 +123,16 @@ def _leave_in_order() -> None:
         # What nohup ignores stays ignored.
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, leave)
+
+
+def _open_streams() -> None:
+    """Let no closed stream, no locale and no file name that is not UTF-8 turn a message into an error."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for as long as we run
+        elif isinstance(stream, io.TextIOWrapper) and name != "stdin":
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 def _os_error(error: OSError) -> ExitCode:

@@ -14,6 +14,7 @@ from edgetune import library
 from edgetune.artifacts import Fingerprint
 from edgetune.cli.progress import amount
 from edgetune.cli.terminal import aligned, table, typed_path
+from edgetune.errors import UnsupportedError
 
 _KINDS = {"checkpoint": "Hugging Face", "run": "training run", "model": "GGUF", "adapter": "GGUF adapter"}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,7 +54,7 @@ def list_command(as_json: bool) -> None:
         click.echo(line)
 
 
-@command.command("show")
+@command.command("show", short_help="Show what MODEL is.")
 @click.argument("model")
 @_json_option
 def show(model: str, as_json: bool) -> None:
@@ -72,7 +73,17 @@ def show(model: str, as_json: bool) -> None:
         click.echo(line)
 
 
-@command.command("rm")
+@command.command("pull", hidden=True)
+@click.argument("model")
+def pull(model: str) -> None:
+    """Say where models come from; nothing is downloaded here."""
+    raise UnsupportedError(
+        f"edgetune works offline and does not download {model!r}.",
+        hint="Fetch it with Hugging Face's own tool (hf download OWNER/MODEL), then give its directory.",
+    )
+
+
+@command.command("rm", short_help="Forget MODEL, or delete it.")
 @click.argument("model")
 @click.option("--delete", is_flag=True, help="Delete the GGUF file as well.")
 def remove(model: str, delete: bool) -> None:

@@ -27,6 +27,10 @@ def command(files: tuple[str, ...], list_types: bool, threads: int, allow_requan
     """Quantize IN.gguf, an F16, BF16 or F32 model, to TYPE (Q4_K_M, Q8_0, …).
 
     OUT.gguf is IN's name with TYPE in place of its own type, beside IN, unless given.
+
+    \b
+    edgetune quantize model-F16.gguf Q4_K_M       writes model-Q4_K_M.gguf
+    edgetune quantize --list                      every type, with its size
     """
     if list_types:
         _show_types(as_json=as_json)

@@ -42,7 +42,12 @@ def command(
     data_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Prove that GGUF computes what the Hugging Face model in BASE_DIR does; exit code 4 if it does not."""
+    """Prove that GGUF computes what the Hugging Face model in BASE_DIR does; exit code 4 if it does not.
+
+    \b
+    edgetune verify path/to/model model-Q4_K_M.gguf
+    edgetune verify path/to/model model-F16.gguf --adapter runs/mine --lora runs/mine/adapter-F16.gguf
+    """
     with show_progress() as sink:
         report = verify(
             library.find_model(base_dir),
