@@ -50,6 +50,8 @@ class ChatTemplate:
     """Names the template may use: "bos_token", "eos_token", "pad_token", …"""
     control_tokens: frozenset[str] = frozenset()
     """Texts of the vocabulary's control tokens; never made from what a message says."""
+    now: datetime | None = None
+    """What a template that writes the date takes for today; None: today."""
 
     def render(
         self,
@@ -71,6 +73,7 @@ class ChatTemplate:
                 tools=shield.value(list(tools)) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 documents=None,
+                strftime_now=(self.now or datetime.now()).strftime,
                 **self.special_tokens,
                 **variables,
             )
@@ -188,7 +191,6 @@ def _compile(source: str) -> Any:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,10 @@ def test_a_template_that_writes_ascii_alone_leaves_no_trace_of_the_shield() -> N
         turns = [{"role": "user", "content": content}]
         assert template.render(turns).text == text
         assert _count_control(template, turns) == 0
+
+
+def test_the_date_may_be_held_still() -> None:
+    day = datetime(2020, 2, 29)
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}", now=day)
+    assert template.render([]).text == day.strftime("%d %b %Y")
+    assert ChatTemplate(template.source).render([]).text != template.render([]).text

@@ -122,6 +122,10 @@ def test_steps_and_learning_rate() -> None:
         ({"schedule": "sine"}, "expected one of cosine, linear, constant"),
         ({"rank": "many"}, "rank is 'many', expected int"),
         ({"rank_pattern": {"q": 0}}, "--rank-pattern"),
+        ({"epochs": float("inf")}, "--epochs is inf, expected a number"),
+        ({"warmup": float("nan")}, "--warmup is nan"),
+        ({"alpha_pattern": {"q": float("inf")}}, "--alpha-pattern"),
+        ({"seed": 1 << 63}, "--seed"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:

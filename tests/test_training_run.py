@@ -14,8 +14,16 @@ from typing import Any
 import pytest
 
 from edgetune.artifacts import Run
-from edgetune.errors import CorruptFileError, EdgetuneError, InterruptedRun, MismatchError, UnsupportedError, UsageError
-from edgetune.events import Event, Metrics
+from edgetune.errors import (
+    CorruptFileError,
+    EdgetuneError,
+    InterruptedRun,
+    MismatchError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+)
+from edgetune.events import Event, Metrics, Progress
 from edgetune.training import TrainSettings, resume, train
 from edgetune.training.checkpoint import list_checkpoints
 from tests.checkpoints import edit_json, write_checkpoint
@@ -171,6 +179,82 @@ def test_resuming_refuses_other_settings_data_or_base(settings: TrainSettings, t
         resume(run_dir)
 
 
+def test_a_run_is_resumed_from_another_directory(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(settings.model).parent)
+    relative = replace(settings, model="tiny", data=(os.path.relpath(settings.data[0]),), steps=4)
+    with pytest.raises(InterruptedRun):
+        train(relative, sink=stop_after(2))
+    with pytest.raises(UsageError, match="--lr"):
+        resume(Path(settings.out), settings=replace(relative, lr=0.1))
+    monkeypatch.chdir(tmp_path)
+    assert resume(Path(settings.out)).finished
+
+
+def test_a_run_that_another_process_trains_is_left_alone(settings: TrainSettings) -> None:
+    with pytest.raises(InterruptedRun):
+        train(replace(settings, steps=4), sink=stop_after(2))
+    code = (
+        "import sys; from pathlib import Path; from edgetune.training.run import only_process\n"
+        "with only_process(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, settings.out],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UsageError, match="Another process"):
+        resume(Path(settings.out))
+    holder.kill()
+    holder.communicate()
+    assert resume(Path(settings.out)).finished
+
+
+def test_a_full_disk_says_how_to_go_on(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import safetensors.torch
+
+    def full(*_: Any, **__: Any) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = replace(settings, steps=4, save_every=2, eval=False)
+    whole = train(replace(told, out=str(tmp_path / "whole")))
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.torch, "save", full)
+        with pytest.raises(ResourceError, match="disk is full") as caught:
+            train(told)
+    assert f"--resume {told.out}" in caught.value.hint
+    assert not list_checkpoints(Path(told.out))
+    assert adapter_bytes(resume(Path(told.out)).path) == adapter_bytes(whole.path)
+
+
+def test_the_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    import torch
+
+    from edgetune.training.model import write_tensors
+
+    write_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_ctrl_c_while_the_first_loss_is_measured(settings: TrainSettings) -> None:
+    def press(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "evaluate" and event.done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    told = replace(settings, steps=2, batch_size=2)
+    with pytest.raises(InterruptedRun, match="Stopped at step 0 of 2"):
+        train(told, sink=press)
+    assert "valid_before_loss" in resume(Path(told.out)).metrics
+
+
 def test_a_broken_checkpoint_is_named(settings: TrainSettings) -> None:
     with pytest.raises(InterruptedRun):
         train(replace(settings, steps=4), sink=stop_after(2))
@@ -201,6 +285,7 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings, base_di
         {"target_modules": ("q_proj", "embed_tokens", "lm_head")},
         {"target_modules": (r".*layers\.1\.mlp\.\w+_proj",)},
         {"rslora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"v_proj": 4.0}},
+        {"target_modules": ("all-linear", "embed_tokens")},
         {"modules_to_save": ("lm_head",)},
         {"grad_checkpointing": True},
         {"dtype": "bf16"},
@@ -218,6 +303,49 @@ def test_adapter_options(settings: TrainSettings, base_dir: Path, options: dict[
         if name in ("rank_pattern", "alpha_pattern"):
             assert config[name] == value
     assert config["use_rslora"] == options.get("rslora", False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ("q_proj", "vproj")},
+        {"target_modules": ("all-linear", "embed")},
+        {"target_modules": (".*nothing.*",)},
+        {"target_modules": ("*[",)},
+        {"rank_pattern": {"proj": 8}},
+        {"alpha_pattern": {"q_proj": 8.0, "(": 2.0}},
+        {"modules_to_save": ("heads",)},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_name_that_no_module_has_is_refused(base_dir: Path, options: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    from edgetune.training.model import add_adapter
+
+    config = transformers.AutoConfig.from_pretrained(base_dir)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with pytest.raises(UsageError, match=r"fits no module|no regular expression"):
+            add_adapter(model, TrainSettings(**options), base_dir)
+
+
+def test_all_linear_beside_other_names_is_all_linear_and_them(base_dir: Path) -> None:
+    import torch
+    import transformers
+
+    from edgetune.training.model import adapter_state, add_adapter
+
+    config = transformers.AutoConfig.from_pretrained(base_dir)
+    found = []
+    for names in (("all-linear",), ("all-linear", "embed_tokens")):
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            adapted = add_adapter(model, TrainSettings(target_modules=names), base_dir)
+        found.append({name.rsplit(".lora_", 1)[0] for name in adapter_state(adapted)})
+    assert found[1] - found[0] == {"base_model.model.model.embed_tokens"}
+    assert found[0] < found[1]
 
 
 def test_a_tied_head_as_target_is_told(tmp_path: Path, data_dir: Path) -> None:
@@ -286,7 +414,7 @@ def test_bases_that_cannot_be_trained(tmp_path: Path, data_dir: Path, base_dir: 
     edit_json(deeper / "config.json", num_hidden_layers=3)
     with pytest.raises(CorruptFileError, match="lacks"):
         attempt(deeper)
-    with pytest.raises(UsageError, match="does not fit the model"):
+    with pytest.raises(UsageError, match="fits no module"):
         train(
             TrainSettings(
                 model=str(base_dir), data=(str(data_dir),), out=str(tmp_path / "r"), steps=1, target_modules=("nope",)

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -160,8 +161,10 @@ class TextTokenizer:
         return pieces
 
 
-def load_tokenizer(model_dir: Path, *, chat_template: str | None = None) -> TextTokenizer:
+def load_tokenizer(model_dir: Path, *, chat_template: str | None = None, now: datetime | None = None) -> TextTokenizer:
     """The tokenizer of a Hugging Face directory; `chat_template` (Jinja source) replaces the model's own.
+
+    `now` is the date that templates write which write one (Llama 3); None: today's.
 
     Raises `CorruptFileError` when its files are broken, `UnsupportedError` when it has none or needs code of its own.
     """
@@ -183,7 +186,7 @@ def load_tokenizer(model_dir: Path, *, chat_template: str | None = None) -> Text
         control_ids=control,
         eos_id=tokenizer.eos_token_id,
         eog_ids=frozenset(_eog_ids(model_dir, tokenizer.eos_token_id)),
-        chat_template=ChatTemplate(source, names, frozenset(control)) if source else None,
+        chat_template=ChatTemplate(source, names, frozenset(control), now) if source else None,
         _strips={token.content: (token.lstrip, token.rstrip) for _, token in added if token.lstrip or token.rstrip},
     )
 

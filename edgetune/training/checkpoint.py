@@ -18,7 +18,7 @@ from typing import Any
 
 from edgetune.errors import CorruptFileError
 from edgetune.paths import whole_dir
-from edgetune.training.model import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from edgetune.training.model import ADAPTER_WEIGHTS, load_adapter, save_adapter, write_tensors
 
 KEPT = 2
 """How many checkpoints a run keeps."""
@@ -48,9 +48,9 @@ def save_checkpoint(run_dir: Path, position: Position, *, adapted: Any, optimize
     path = run_dir / f"checkpoint-{position.step}"
     with whole_dir(path) as partial:
         save_adapter(adapted, partial)
-        _save_tensors(_optimizer_tensors(adapted, optimizer), partial / _OPTIMIZER)
+        write_tensors(_optimizer_tensors(adapted, optimizer), partial / _OPTIMIZER)
         tensors, values = _random_states()
-        _save_tensors(tensors, partial / _RANDOM)
+        write_tensors(tensors, partial / _RANDOM)
         state = {"position": asdict(position), "random": values}
         (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     for old in list_checkpoints(run_dir)[:-KEPT]:
@@ -87,12 +87,6 @@ def remove_leftovers(run_dir: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in run_dir.glob(".checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    import safetensors.torch
-
-    safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _trainable(adapted: Any) -> dict[str, Any]:

@@ -71,6 +71,9 @@ class Loop:
         self.adapted.train()
         if self.position.step == 0:
             self.evaluate("valid_before")
+            if self.should_stop():
+                self.save(self.position)
+                return False
         while self.position.step < self.total:
             self.take_step()
             step = self.position.step
@@ -98,7 +101,7 @@ class Loop:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise EdgetuneError(
                 f"The {'gradient' if math.isfinite(loss) else 'loss'} is no longer a number at step {step + 1}.",
-                hint=f"Lower the learning rate (--lr {self.settings.lr / 4:g}); the last checkpoint is kept.",
+                hint=f"Start a new run with a lower learning rate, e.g. --lr {self.settings.lr / 4:g}.",
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,6 +171,8 @@ class Loop:
         size = self.settings.batch_size
         with torch.no_grad(), self._autocast():
             for at in range(0, len(rows), size):
+                if name == "valid_before" and self.should_stop():
+                    return
                 batch = collate(rows[at : at + size], self.device)
                 total += float(summed_loss(self.adapted, batch))
                 learned += batch.learned_tokens

@@ -9,19 +9,22 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
-from edgetune.training.settings import TrainSettings
+from edgetune.training.settings import TrainSettings, flag_name
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+ALL_LINEAR = "all-linear"
+"""In place of target modules: every linear layer but the head."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -135,13 +138,14 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
     import peft
     import torch
 
+    _check_names(model, settings)
     torch.manual_seed(settings.seed)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_targets(settings.target_modules),
+        target_modules=_targets(model, settings.target_modules),
         use_rslora=settings.rslora,
         rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=dict(settings.alpha_pattern),
@@ -153,11 +157,8 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
             warnings.simplefilter("ignore")
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_target(module)})
         reason = " ".join(str(error).split())[:160].rstrip(".")
-        raise UsageError(
-            f"The adapter does not fit the model: {reason}.", hint=f"Modules that can be adapted: {', '.join(names)}."
-        ) from error
+        raise UsageError(f"The adapter does not fit the model: {reason}.", hint=_adaptable(model)) from error
     adapted.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -166,11 +167,50 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
     return adapted
 
 
-def _targets(names: tuple[str, ...]) -> str | list[str]:
+def _targets(model: Any, names: tuple[str, ...]) -> str | list[str]:
     """As PEFT takes them: "all-linear", a regular expression, or a list of names."""
     if len(names) == 1 and not re.fullmatch(r"[\w.]+", names[0]):
         return names[0]
-    return list(names)
+    if ALL_LINEAR not in names:
+        return list(names)
+    # PEFT knows the word only when it stands alone; beside other names it would be one that no module has.
+    head = model.get_output_embeddings()
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if _is_target(module) and type(module).__name__ != "Embedding" and module is not head
+    }
+    return sorted({*names, *linear} - {ALL_LINEAR})
+
+
+def _check_names(model: Any, settings: TrainSettings) -> None:
+    """Raise `UsageError` for a name or pattern that no module has: PEFT passes over it as long as others fit."""
+    modules = [name for name, _ in model.named_modules()]
+    targets = _targets(model, settings.target_modules)
+    if isinstance(targets, list):
+        for name in targets:
+            _demand_match("target_modules", name, rf"(.*\.)?{re.escape(name)}", modules, model)
+    elif targets != ALL_LINEAR:
+        _demand_match("target_modules", targets, targets, modules, model)
+    for name in settings.modules_to_save:
+        _demand_match("modules_to_save", name, rf".*{re.escape(name)}", modules, model)
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(settings, setting):
+            _demand_match(setting, name, rf"(.*\.)?({name})", modules, model)
+
+
+def _demand_match(setting: str, name: str, pattern: str, modules: list[str], model: Any) -> None:
+    try:
+        found = any(re.fullmatch(pattern, module) for module in modules)
+    except re.error as error:
+        raise UsageError(f"{flag_name(setting)} {name!r} is no regular expression: {error}.") from error
+    if not found:
+        raise UsageError(f"{flag_name(setting)} {name!r} fits no module of the model.", hint=_adaptable(model))
+
+
+def _adaptable(model: Any) -> str:
+    names = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_target(module)})
+    return f"Modules that can be adapted: {', '.join(names)}."
 
 
 def _is_target(module: Any) -> bool:
@@ -193,16 +233,22 @@ def _tell(adapted: Any, settings: TrainSettings, sink: Sink) -> None:
 
 def save_adapter(adapted: Any, directory: Path) -> None:
     """Write the adapter as PEFT does: adapter_config.json and adapter_model.safetensors."""
-    import safetensors.torch
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(adapted).items()}
-    safetensors.torch.save_file(state, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(adapter_state(adapted), directory / ADAPTER_WEIGHTS)
     config = adapted.peft_config["default"].to_dict()
     config["inference_mode"] = True
     # Sets come in an order that changes from process to process.
     ordered = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     text = json.dumps(ordered, indent=2, sort_keys=True, default=str)
     (directory / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises `OSError`, e.g. when the disk is full."""
+    import safetensors.torch
+
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # `save_file` hides the system's errors in an error of its own, and lets nobody but the owner read the file.
+    path.write_bytes(safetensors.torch.save(ready, metadata={"format": "pt"}))
 
 
 def adapter_state(adapted: Any) -> dict[str, torch.Tensor]:

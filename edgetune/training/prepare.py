@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,11 @@ class Plan:
     free_memory_bytes: int
 
 
-def prepare(settings: TrainSettings, *, sink: Sink = ignore) -> Prepared:
-    """Check the base and read the data. Raises `UsageError`, `DataError`, `CorruptFileError`, `UnsupportedError`."""
+def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink = ignore) -> Prepared:
+    """Check the base and read the data. Raises `UsageError`, `DataError`, `CorruptFileError`, `UnsupportedError`.
+
+    `now` is when the run was started, for chat templates that write the date.
+    """
     settings.check()
     model_dir = find_base(settings.model)
     template = _read_template(settings.chat_template)
@@ -95,7 +99,7 @@ def prepare(settings: TrainSettings, *, sink: Sink = ignore) -> Prepared:
     )
     config = read_config(model_dir)
     max_length = _max_length(settings.max_length, context_length(config), sink)
-    tokenizer = load_tokenizer(model_dir, chat_template=template)
+    tokenizer = load_tokenizer(model_dir, chat_template=template, now=now)
     splits = tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     _check_vocabulary(splits, config.get_text_config().vocab_size, model_dir)
     return Prepared(model_dir, config, tokenizer, template, dataset, splits, max_length)

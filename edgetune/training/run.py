@@ -6,9 +6,12 @@ works, and at the end the adapter, tokenizer files and `loss.svg`. `resume` cont
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,12 +63,17 @@ def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
     if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         hint = f"To go on with it: edgetune train --resume {run_dir}" if (run_dir / RUN_RECORD).is_file() else ""
         raise UsageError(f"{run_dir} is there already.", hint=hint or "Choose another directory with -o.")
-    prepared = prepare(settings, sink=sink)
+    settings = settings.absolute()
+    started = datetime.now(timezone.utc)
+    prepared = prepare(settings, now=started.astimezone(), sink=sink)
     run_dir = run_dir or default_run_dir(prepared)
-    run = _new_run(run_dir, settings, prepared, sink)
+    run = replace(_new_run(run_dir, settings, prepared, sink), created=started.isoformat(timespec="seconds"))
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / RUN_RECORD, run.record())
-    return _run(run, settings, prepared, sink)
+    with only_process(run_dir):
+        if (run_dir / RUN_RECORD).is_file():
+            raise UsageError(f"{run_dir} is there already.", hint="Choose another directory with -o.")
+        write_json(run_dir / RUN_RECORD, run.record())
+        return _run(run, settings, prepared, sink)
 
 
 def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink = ignore) -> Run:
@@ -74,16 +82,22 @@ def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink =
     `settings` are what the caller thinks the run's settings are; `UsageError` names where they, or the data, are not
     what they were, `MismatchError` where the base is not.
     """
+    with only_process(run_dir):
+        return _resume(run_dir, settings, sink)
+
+
+def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink) -> Run:
     old = Run.load(run_dir)
     if old.finished:
         raise UsageError(f"{run_dir} is finished.", hint=f"edgetune convert {run_dir}")
     known = replace(TrainSettings.from_record(old.settings), out=str(run_dir))
-    if settings is not None and (changed := settings.differences(known)):
+    if settings is not None and (changed := settings.absolute().differences(known.absolute())):
         raise UsageError(
             f"The settings are not those the run was started with: {'; '.join(changed)}.",
             hint=f"Resume without them (edgetune train --resume {run_dir}), or start a new run.",
         )
-    prepared = prepare(known, sink=sink)
+    # A template that writes the date writes the day the run began: a later one would be another prompt.
+    prepared = prepare(known, now=datetime.fromisoformat(old.created).astimezone(), sink=sink)
     if prepared.dataset.sha256 != old.data["sha256"]:
         raise UsageError(
             f"The data of {run_dir} changed since it was started.", hint="Restore them, or start a new run."
@@ -96,6 +110,30 @@ def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink =
         )
     remove_leftovers(run_dir)
     return _run(run, known, prepared, sink)
+
+
+@contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` until the block, or the process, ends. Raises `UsageError` when another process holds it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    # The directory itself is locked: no file is left behind, and a kill lets go of it.
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"Another process is training in {run_dir}.", hint="Wait for it, or choose another directory with -o."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def default_run_dir(prepared: Prepared) -> Path:
@@ -130,7 +168,6 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
         settings={**settings.record(), "out": str(run_dir)},
         data=prepared.data_record(),
         versions={"edgetune": __version__, "python": platform.python_version(), **{n: version(n) for n in names}},
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
@@ -147,7 +184,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
         parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         position = _restore(run.path, adapted, optimizer, sink)
-        with _interruptions() as stopped, _MetricsLog(run.path, position.step, sink) as log:
+        with _interruptions(sink) as stopped, _MetricsLog(run.path, position.step, sink) as log:
             loop = Loop(
                 adapted=adapted,
                 optimizer=optimizer,
@@ -161,18 +198,24 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 position=position,
             )
             finished = loop.run()
+        if not finished:
+            raise InterruptedRun(
+                f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
+                hint=f"To go on: edgetune train --resume {run.path}",
+            )
+        return _finish(run, position, adapted, prepared)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(settings, prepared) from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise _out_of_memory(settings, prepared) from error
         raise
-    if not finished:
-        raise InterruptedRun(
-            f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
-            hint=f"To go on: edgetune train --resume {run.path}",
-        )
-    return _finish(run, position, adapted, prepared)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full_disk(run, f"The disk is full: {error.filename or run.path} was not written.") from error
+        raise
+    except ResourceError as error:
+        raise _full_disk(run, error.message) from error
 
 
 def _restore(run_dir: Path, adapted: Any, optimizer: Any, sink: Sink) -> Position:
@@ -260,7 +303,7 @@ def _is_up_to(line: str, step: int) -> bool:
 
 
 @contextmanager
-def _interruptions() -> Iterator[threading.Event]:
+def _interruptions(sink: Sink) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once. Only the main thread can listen."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -271,6 +314,8 @@ def _interruptions() -> Iterator[threading.Event]:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
+        # From a thread of its own: the signal may have come in the middle of a line that is being written.
+        threading.Thread(target=sink, args=(Notice("Stopping after this step; again: at once."),)).start()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -278,6 +323,10 @@ def _interruptions() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _full_disk(run: Run, message: str) -> ResourceError:
+    return ResourceError(message, hint=f"Free some space, then go on: edgetune train --resume {run.path}")
 
 
 def _out_of_memory(settings: TrainSettings, prepared: Prepared) -> ResourceError:

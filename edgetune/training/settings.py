@@ -5,6 +5,7 @@ Also reads recipes (TOML files with the same names). Standard library alone: not
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,10 +87,13 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise `UsageError` for a value out of its range."""
+        for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
+            self._demand(math.isfinite(getattr(self, name)), name, "a number")
         for name in ("batch_size", "grad_accum", "rank"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
         for name in ("steps", "max_length", "save_every", "weight_decay", "max_grad_norm", "warmup", "seed"):
             self._demand(getattr(self, name) >= 0, name, "0 or more")
+        self._demand(self.seed < 1 << 63, "seed", "less than 2^63")
         self._demand(self.epochs > 0, "epochs", "more than 0")
         self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
         self._demand(self.alpha > 0, "alpha", "more than 0")
@@ -97,7 +101,8 @@ class TrainSettings:
         self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")
         for name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
-            self._demand(all(value > 0 for value in patterns.values()), name, "more than 0 everywhere")
+            good = all(value > 0 and math.isfinite(value) for value in patterns.values())
+            self._demand(good, name, "more than 0 everywhere")
 
     def _demand(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
@@ -112,6 +117,16 @@ class TrainSettings:
         """From `record()`'s values; names that are not settings are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{name: _typed(name, value) for name, value in values.items() if name in known})
+
+    def absolute(self) -> TrainSettings:
+        """The same with every path absolute, so that a run can be resumed from any directory."""
+
+        def path(value: str) -> str:
+            return str(Path(value).expanduser().absolute()) if value else ""
+
+        model = path(self.model) if Path(self.model).expanduser().is_dir() else self.model
+        data = tuple(map(path, self.data))
+        return replace(self, model=model, data=data, chat_template=path(self.chat_template))
 
     def differences(self, other: TrainSettings) -> list[str]:
         """Which settings differ, as "--lr 0.0001, was 0.0002"; where the run is written does not count."""
