@@ -25,10 +25,24 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 DEFAULT_MODEL = "pocket"
-_MOST_SCALE = 1000.0
 _ENGINE_OPTIONS = (
-    "ctx_size", "gpu_layers", "threads", "batch_size", "cache_type_k", "cache_type_v", "flash_attn", "verbose",
+    "ctx_size", "gpu_layers", "threads", "batch_size", "cache_type_k", "cache_type_v", "flash_attn", "draft", "verbose",
 )  # fmt: skip
+
+
+class LayerCount(click.ParamType):
+    """A number of layers, or "auto": as many as fit."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """-1 for "auto", which is what it is called further down."""
+        if value == "auto":
+            return -1
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto.", param, ctx)
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ def model_options(function: _Function) -> _Function:
                 help="Context in tokens; 0 is the model's own, or what memory allows.",
             ),
             click.option(
-                "-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=int, default=-1, show_default=True,
-                help="Layers to keep on the GPU; -1 is all that fit.",
+                "-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=LayerCount(),
+                default="auto", metavar="N|auto", show_default=True, help="Layers to keep on the GPU; auto is all that fit.",
             ),
             click.option(
                 "-t", "--threads", type=click.IntRange(min=0), default=0, show_default=True,
@@ -72,6 +86,11 @@ def model_options(function: _Function) -> _Function:
                 "-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
                 help="Flash attention.",
             ),
+            click.option(
+                "--draft", metavar="ngram|MODEL", default="",
+                help="Guess tokens ahead, from the text itself or with a smaller model of the same vocabulary; "
+                "what is said stays the same.",
+            ),
             click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
         )
     ):  # fmt: skip
@@ -85,6 +104,7 @@ def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
     engine_options = {name: options.pop(name) for name in _ENGINE_OPTIONS}
     with show_progress() as sink:
         choice = choose_model(model, lora, sink=sink)
+        engine_options["draft"] = _find_draft(engine_options["draft"], sink=sink)
     from edgetune.chat import open_session
     from edgetune.cli.last_words import speak_before_aborting
 
@@ -101,6 +121,7 @@ def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
 
 def choose_model(model: str | None, lora: Sequence[str], *, sink: Sink) -> ModelChoice:
     """Find the files that MODEL and the --lora values mean; a checkpoint is converted if the cache does not have it."""
+    from edgetune.chat.adapters import find_adapter
     from edgetune.engine.protocol import LoraSpec
 
     adapters = [find_adapter(value) for value in lora]
@@ -114,42 +135,6 @@ def choose_model(model: str | None, lora: Sequence[str], *, sink: Sink) -> Model
         if resolved.lora and not adapters:
             adapters = [LoraSpec(resolved.lora)]
     return ModelChoice(as_gguf(base, sink=sink), tuple(adapters))
-
-
-def find_adapter(value: str) -> LoraSpec:
-    """The adapter that `FILE[:SCALE]` means. Raises `UsageError` when there is none."""
-    from edgetune.engine.protocol import LoraSpec
-    from edgetune.library import classify, find_model
-
-    name, scale = split_scale(value)
-    path = find_model(name)
-    kind = classify(path)
-    if kind in ("checkpoint", "model"):
-        raise UsageError(f"{name} is a model, not an adapter.", hint="Give it as MODEL, without --lora.")
-    if kind != "run":
-        return LoraSpec(path, scale)
-    files = [file for file in sorted(path.glob("*.gguf")) if classify(file) == "adapter"]
-    if not files:
-        raise UsageError(f"The run {path} has no GGUF adapter yet.", hint=f"Make it: edgetune convert {path}")
-    return LoraSpec(max(files, key=lambda file: file.stat().st_mtime), scale)
-
-
-def split_scale(value: str) -> tuple[str, float]:
-    """Split `FILE[:SCALE]`; colons in a file's own name, and a drive letter's, stay in it."""
-    name, colon, scale = value.rpartition(":")
-    if not colon or not name or Path(value).exists():
-        return value, 1.0
-    try:
-        return name, check_scale(float(scale))
-    except ValueError:
-        return value, 1.0
-
-
-def check_scale(scale: float) -> float:
-    """`scale`, unless it can only make garbage (then `UsageError`)."""
-    if not abs(scale) <= _MOST_SCALE:
-        raise UsageError(f"An adapter's scale of {scale:g} makes garbage.", hint="1 is as it was trained, 0 is off.")
-    return scale
 
 
 def as_gguf(base: Path, *, sink: Sink) -> Path:
@@ -173,6 +158,15 @@ def as_gguf(base: Path, *, sink: Sink) -> Path:
                 error.hint = "Let EDGETUNE_HOME name a directory with room, or convert it yourself: edgetune convert"
             raise
     return path
+
+
+def _find_draft(draft: str, *, sink: Sink) -> str:
+    """What `LlamaEngine.open` takes for --draft."""
+    if draft in ("", "ngram"):
+        return draft
+    from edgetune.library import resolve_model
+
+    return str(as_gguf(resolve_model(draft).base, sink=sink))
 
 
 def _base_of(adapter: Path) -> Path:
