@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgetune.chat.presets import changes
 from edgetune.chat.prompt import Prompt
+from edgetune.chat.tool_calls import calls_tool
 from edgetune.chat.tree import Node
 from edgetune.engine.protocol import FinishReason, Generation, Timings, TokenChoice
 from edgetune.engine.sampling import Sampling
@@ -90,7 +91,10 @@ class Reply:
         thinking = self._conversation.thinking
         node.content = generation.text
         if thinking is not None:
-            thinking.read(node, generation.text, self._conversation.engine.tokenizer)
+            running = generation.finish_reason is None
+            thinking.read(node, generation.text, self._conversation.engine.tokenizer, running=running)
+        if calls_tool(self._conversation.template, generation.text, offered=bool(self._conversation.tools)):
+            node.meta["calls_tool"] = True
         node.meta["finish_reason"] = generation.finish_reason
         node.meta["seed"] = generation.seed
         if not generation.is_whole:
@@ -104,12 +108,18 @@ class Reply:
             "first_token_seconds": round(timings.first_token_seconds, 4),
         }
 
+    @property
+    def reasons(self) -> bool:
+        """Whether the model marks its reasoning."""
+        return self._conversation.thinking is not None
+
     def parts(self) -> tuple[str, str]:
         """(reasoning, answer) so far."""
         thinking = self._conversation.thinking
         if thinking is None:
             return "", self.text
-        return thinking.split(thinking.spell(self.text, self.generation.ids, self._conversation.engine.tokenizer))
+        spelled = thinking.spell(self.text, self.generation.ids, self._conversation.engine.tokenizer)
+        return thinking.split(spelled, running=self.finish_reason is None)
 
     @property
     def text(self) -> str:

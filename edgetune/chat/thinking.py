@@ -14,21 +14,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal, Protocol, cast
 
+from edgetune.chat.marks import QUESTION, TAG, mark_before, render_after_question, shared_length
 from edgetune.chat.tree import Node
 from edgetune.engine.protocol import Tokenizer
 from edgetune.errors import UsageError
-from edgetune.template import ChatTemplate, Message
+from edgetune.template import ChatTemplate
 
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 """What templates call a message's reasoning."""
-_TAG = re.compile(r"<\|?/?[A-Za-z_:]+\|?>|\[/?[A-Z_]+\]")
-_WORD = re.compile(r"think|thought|reason|reflect|scratch", re.IGNORECASE)
+_WORD = re.compile(r"think|thought|reason|reflect|scratch|inner_", re.IGNORECASE)
 _USUAL = ("<think>", "<thinking>", "<thought>", "<reasoning>", "<seed:think>", "[THINK]")
 """Looked up in vocabularies whose template says nothing."""
 _REASONING, _ANSWER = "Weigh the Xylophone", "Take the Quagga"
+_CALL = {"id": "call12345", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
 
 
 class _Speller(Protocol):
@@ -51,21 +51,27 @@ class Thinking:
     control_tokens: frozenset[str] = frozenset()
     """Texts of control tokens, when the marks are made of them: a reply's text does not spell those."""
 
-    def split(self, text: str) -> tuple[str, str]:
-        """(reasoning, answer) of a reply's `text`, finished or not, its control tokens spelled out."""
+    def split(self, text: str, *, running: bool = False) -> tuple[str, str]:
+        """(reasoning, answer) of a reply's `text`, its control tokens spelled out; `running`: more of it may come."""
         begin = text.find(self.start)
         if begin >= 0 and not self._plain(text[:begin]).strip():
             begin += len(self.start)
         elif self.opened:
             begin = 0
-        elif text.strip() and self.start.startswith(text.strip()):
+        elif running and self.start.startswith(self._plain(text).strip()):
             return "", ""
         else:
             return "", self._plain(text)
-        stop = text.find(self.end, begin)
-        if stop < 0:
-            return self._plain(text[begin:]).strip(), ""
-        return self._plain(text[begin:stop]).strip(), self._plain(text[stop + len(self.end) :]).lstrip()
+        end = self.end
+        if end not in text[begin:] and not running:
+            # Something else than an answer may follow: a tool call.
+            end = next(iter(TAG.findall(end)), end)
+        reasoning, found, answer = text[begin:].partition(end)
+        if running and not found:
+            # What may become the closing mark is not shown before that is known.
+            held = next((size for size in range(len(end) - 1, 0, -1) if reasoning.endswith(end[:size])), 0)
+            reasoning = reasoning[: len(reasoning) - held]
+        return self._plain(reasoning).strip(), self._plain(answer).lstrip()
 
     def spell(self, text: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
         """A reply's text with its control tokens, where the marks are made of them."""
@@ -73,10 +79,10 @@ class Thinking:
             return text
         return cast(_Speller, tokenizer).decode(ids, special=True).decode(errors="replace")
 
-    def read(self, node: Node, text: str, tokenizer: Tokenizer) -> None:
+    def read(self, node: Node, text: str, tokenizer: Tokenizer, *, running: bool = False) -> None:
         """Split a reply's `text` into content and reasoning of its `node`."""
         spelled = self.spell(text, node.ids, tokenizer)
-        reasoning, node.content = self.split(spelled)
+        reasoning, node.content = self.split(spelled, running=running)
         if not reasoning and node.content == text:
             return
         node.meta["reasoning"], node.meta["raw"] = reasoning, text
@@ -116,24 +122,26 @@ def find_thinking(template: ChatTemplate, tokenizer: Tokenizer) -> Thinking | No
 
 
 def _by_field(template: ChatTemplate) -> tuple[str, str, str] | None:
-    """(start, end, field) where the template writes a reasoning field."""
-    plain = _render(template, {"role": "assistant", "content": _ANSWER})
-    for field in _FIELDS:
-        text = _render(template, {"role": "assistant", "content": _ANSWER, field: _REASONING})
-        if _REASONING not in text or _ANSWER not in text.split(_REASONING)[-1]:
-            continue
-        before, _, rest = text.partition(_REASONING)
-        # A template that writes empty tags around no reasoning shares the opening one, too.
-        own = before[_shared(before, plain) :].strip()
-        tags = _TAG.findall(before)
-        start, end = own or (tags[-1] if tags else ""), rest.partition(_ANSWER)[0].strip()
-        if start and end:
-            return start, end, field
+    """(start, end, field) where the template writes a reasoning field, in any answer or before a tool call."""
+    for message in ({"content": _ANSWER}, {"content": _ANSWER, "tool_calls": [_CALL]}):
+        plain = render_after_question(template, {"role": "assistant", **message})
+        for field in _FIELDS:
+            text = render_after_question(template, {"role": "assistant", **message, field: _REASONING})
+            before, found, rest = text.partition(_REASONING)
+            tags = TAG.findall(before)
+            # A template that writes empty tags around no reasoning shares the opening one, too.
+            start = mark_before(before, plain) or (tags[-1] if tags else "")
+            end = rest.partition(_ANSWER)[0].strip()
+            if "tool_calls" in message or _ANSWER not in rest:
+                # What follows is a call; its own marks are not the reasoning's.
+                end = next(iter(TAG.findall(rest)), "")
+            if found and start and end:
+                return start, end, field
     return None
 
 
 def _by_tags(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, str, str] | None:
-    spelled = {*_TAG.findall(template.source), *template.control_tokens}
+    spelled = {*TAG.findall(template.source), *template.control_tokens}
     for end in sorted(tag for tag in spelled if _WORD.search(tag)):
         if (start := _opening(end)) and (start in spelled or start in template.source or "/" in end):
             return start, end, ""
@@ -162,25 +170,13 @@ def _is_opened(template: ChatTemplate, start: str, end: str) -> bool:
         prompt = template.render(asked, add_generation_prompt=True).text
     except UsageError:
         return False
-    suffix = prompt[_shared(without, prompt) :]
+    suffix = prompt[shared_length(without, prompt) :]
     return suffix.rfind(start) > suffix.rfind(end)
 
 
 def _strips(template: ChatTemplate, start: str, end: str) -> bool:
     """Whether the template takes the reasoning out of an old answer that holds it."""
     whole = f"{start}\n{_REASONING}\n{end}\n\n{_ANSWER}"
-    text = _render(template, {"role": "assistant", "content": whole}, {"role": "user", "content": "And then?"})
+    message = {"role": "assistant", "content": whole}
+    text = render_after_question(template, message, QUESTION)
     return _ANSWER in text and _REASONING not in text
-
-
-def _render(template: ChatTemplate, *messages: Message) -> str:
-    """The text of `messages` after a question; empty when the template refuses them."""
-    try:
-        return template.render([{"role": "user", "content": "What now?"}, *messages]).text
-    except UsageError:
-        return ""
-
-
-def _shared(left: str, right: str) -> int:
-    """How many characters both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -44,7 +44,8 @@ class Node:
     """What each of `ids` was chosen from, where that was recorded; positions are those in `generated`."""
     meta: dict[str, Any] = field(default_factory=dict)
     """For a generated reply: "finish_reason", "seed", "sampling", "adapters", "timings", "vocabulary", and where they
-    apply "reasoning", "raw" (text as it was generated), "cut" (a stop string cut the text of `ids`), "branched_from".
+    apply "reasoning", "raw" (text as it was generated), "cut" (a stop string cut the text of `ids`), "calls_tool",
+    "branched_from".
     For any: "vote" ("up" or "down"), "edited_from" (a node's id), "fields" (what it holds
     besides role and content)."""
 

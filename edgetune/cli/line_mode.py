@@ -5,7 +5,10 @@ Prompts, notes and speeds go to stderr, so that stdout carries what the model sa
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import click
@@ -14,7 +17,7 @@ from edgetune.chat import Conversation, Reply
 from edgetune.chat.commands import COMMANDS, complete, run_command
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.cli.progress import say
-from edgetune.cli.terminal import quiet_keyboard, read_stdin, say_dim, say_rows, write_text
+from edgetune.cli.terminal import plain, quiet_keyboard, read_stdin, say_dim, say_rows, write_text
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.paths import home_dir
 
@@ -96,13 +99,15 @@ def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
     if reply.dropped_turns:
         turns = "turn has" if reply.dropped_turns == 1 else f"{reply.dropped_turns} turns have"
         say_dim(f"The context is full: the oldest {turns} left it.")
+    answer = ""
     try:
-        for text in reply:
-            write_text(text)
+        for part in _answer_parts(reply, show_reasoning=with_speed):
+            write_text(part)
+            answer += part
     except KeyboardInterrupt:
         reply.stop()
     interrupted = reply.finish_reason == "interrupted"
-    if reply.text and not reply.text.endswith("\n"):
+    if answer and not answer.endswith("\n"):
         click.echo()
     if interrupted:
         say_dim("Stopped." if reply.text else "Stopped before the first word; the turn is taken back.")
@@ -110,9 +115,39 @@ def show_reply(reply: Reply, *, with_speed: bool = True) -> bool:
         say_dim("The context is full: the reply was cut. The oldest turns leave it with the next message.")
     elif reply.finish_reason == "length":
         say_dim("The reply reached its limit of new tokens (-n).")
+    elif reply.node.meta.get("calls_tool"):
+        say_dim("The model calls a tool. /tool TEXT answers it.")
     if with_speed and reply.timings.generated_tokens:
         say_dim(_speed(reply))
     return interrupted
+
+
+def _answer_parts(reply: Reply, *, show_reasoning: bool) -> Iterator[str]:
+    """The answer's text as it comes; the reasoning before it goes to stderr, or nowhere."""
+    if not reply.reasons:
+        yield from reply
+        return
+    thought = said = ""
+    try:
+        # Once more after the last piece: only then is it clear that nothing else is a mark.
+        for _ in chain(reply, [""]):
+            reasoning, answer = reply.parts()
+            if show_reasoning and reasoning.startswith(thought) and reasoning != thought:
+                _write_dim(reasoning[len(thought) :])
+                thought = reasoning
+            if answer.startswith(said) and answer != said:
+                if thought and not said:
+                    _write_dim("\n\n")
+                yield answer[len(said) :]
+                said = answer
+    finally:
+        reply.stop()
+
+
+def _write_dim(text: str) -> None:
+    """Part of a quiet line on stderr."""
+    color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    click.secho(plain(text), err=True, nl=False, dim=True if color else None)
 
 
 def unquote(text: str) -> str:
