@@ -70,7 +70,8 @@ def model_options(function: _Function) -> _Function:
             ),
             click.option(
                 "-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=LayerCount(),
-                default="auto", metavar="N|auto", show_default=True, help="Layers to keep on the GPU; auto is all that fit.",
+                default="auto", metavar="N|auto", show_default=True,
+                help="Layers to keep on the GPU; auto is all that fit.",
             ),
             click.option(
                 "-t", "--threads", type=click.IntRange(min=0), default=0, show_default=True,
