@@ -8,10 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from edgetune.chat import Conversation, open_session
 from edgetune.chat.adapters import split_scale
@@ -26,6 +30,7 @@ from edgetune.errors import EdgetuneError, ExitCode, UsageError
 from edgetune.events import Event, Notice
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.library import register
+from edgetune.paths import home_dir
 from tests.ggufs import QUERY, base_gguf, checkpoint, lora_gguf, write_lora
 
 FAST = ["-t", "1", "--temp", "0", "-n", "8"]
@@ -404,3 +409,30 @@ def test_errors_are_ours(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         choose_model(None, [str(tmp_path / "nothing.gguf")], sink=lambda event: None)
     assert isinstance(caught.value, EdgetuneError)
+
+
+@pytest.fixture
+def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipeInput]:
+    """Keys typed at the real prompt."""
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        yield keys
+
+
+def test_colours_typed_as_keys_do_not_end_the_chat(keyboard: PipeInput) -> None:
+    keyboard.send_text("red \x1b[31mtext\r")
+    assert line_mode._build_prompt(cast(OpenChat, None)).prompt(">>> ") == "red text"
+
+
+def test_a_history_that_cannot_be_kept_ends_no_chat(keyboard: PipeInput) -> None:
+    (home_dir() / "history").mkdir(parents=True)
+    keyboard.send_text("hello\r")
+    assert line_mode._build_prompt(cast(OpenChat, None)).prompt(">>> ") == "hello"
+
+
+def test_bytes_that_are_not_utf8_are_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    conversation = chat_through([odd], monkeypatch)
+    assert conversation.messages[0]["content"] == "caf\ufffd"
+    capsys.readouterr()
+    assert called(capsys, "tokenize", str(base_gguf()), odd)[0] == ExitCode.OK
+    assert called(capsys, "generate", str(base_gguf()), odd, *FAST)[0] == ExitCode.OK

@@ -10,7 +10,7 @@ import click
 
 from edgetune.cli.model_options import model_options, open_chosen
 from edgetune.cli.sampling_options import sampling_options, take_sampling
-from edgetune.cli.terminal import read_stdin, write_text
+from edgetune.cli.terminal import read_stdin, valid_text, write_text
 from edgetune.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
         )
     model = arguments[0] if len(arguments) == 2 else None
     prompt = arguments[-1]
-    return model, _piped() if prompt == "-" else prompt
+    return model, _piped() if prompt == "-" else valid_text(prompt)
 
 
 def _piped() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgetune.chat import Conversation, Reply
 from edgetune.chat.commands import COMMANDS, complete, run_command
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.cli.progress import say
-from edgetune.cli.terminal import plain, quiet_keyboard, read_stdin, say_dim, say_rows, write_text
+from edgetune.cli.terminal import plain, quiet_keyboard, read_stdin, say_dim, say_rows, valid_text, write_text
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.paths import home_dir
 
@@ -39,7 +40,7 @@ def run_line_mode(chat: OpenChat) -> None:
     draft = ""
     while True:
         try:
-            text = unquote(prompt.prompt(">>> ", default=draft))
+            text = unquote(valid_text(prompt.prompt(">>> ", default=draft)))
         except KeyboardInterrupt:
             say_dim("Ctrl-D or /bye leaves.")
             continue
@@ -182,8 +183,9 @@ def _speed(reply: Reply) -> str:
 def _build_prompt(chat: OpenChat) -> Any:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
     from prompt_toolkit.output import create_output
 
     keys = KeyBindings()
@@ -200,19 +202,33 @@ def _build_prompt(chat: OpenChat) -> Any:
     def _new_line(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
+    @keys.add(Keys.Vt100MouseEvent)
+    def _no_mouse(event: Any) -> None:
+        # A colour's escape sequence, pasted, looks like a mouse click to prompt_toolkit, which breaks on it.
+        return
+
+    class History(FileHistory):
+        """Kept where that is possible; a home that is full, read-only or damaged ends no chat."""
+
+        def load_history_strings(self) -> Any:
+            with suppress(OSError):
+                return list(super().load_history_strings())
+            return []
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError, UnicodeError):
+                super().store_string(string)
+
     class Commands(Completer):
         def get_completions(self, document: Any, complete_event: Any) -> Any:
             for word, start in complete(chat, document.text_before_cursor):
                 yield Completion(word, start_position=-start, display_meta=_help_of(word))
 
     history_path = home_dir() / "history"
-    try:
+    with suppress(OSError):
         history_path.parent.mkdir(parents=True, exist_ok=True)
-        history: Any = FileHistory(str(history_path))
-    except OSError:
-        history = InMemoryHistory()
     return PromptSession(
-        history=history,
+        history=History(str(history_path)),
         multiline=True,
         key_bindings=keys,
         completer=Commands(),

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from edgetune.cli.terminal import plain
+from edgetune.cli.terminal import plain, quiet_keyboard
 from edgetune.events import Event, Metrics, Notice, Progress, Sink
 from edgetune.paths import bytes_text
 
@@ -124,7 +124,8 @@ def _bars() -> Iterator[Sink]:
                 label="" if finished else _escape(event.label),
             )
 
-    with bars:
+    # What is typed meanwhile would tear the bars apart; it is there for whoever reads next.
+    with quiet_keyboard(), bars:
         yield sink
 
 

@@ -21,6 +21,11 @@ def plain(text: str) -> str:
     return text.translate(_ESCAPED)
 
 
+def valid_text(text: str) -> str:
+    """`text` as it was typed, with U+FFFD for bytes that are not UTF-8, which Python keeps as lone surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def write_text(text: str) -> None:
     """Write a model's text to stdout; on a terminal, without the control characters that could steer it."""
     sys.stdout.write(text.translate(_STEERING) if sys.stdout.isatty() else text)

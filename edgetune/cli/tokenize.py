@@ -7,7 +7,7 @@ import json
 import click
 
 from edgetune.cli.progress import show_progress
-from edgetune.cli.terminal import read_stdin
+from edgetune.cli.terminal import read_stdin, valid_text
 
 
 @click.command("tokenize", context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,8 +27,7 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
     from edgetune.engine.tokenizer import GgufTokenizer
     from edgetune.errors import UsageError
 
-    if text == "-":
-        text = read_stdin()
+    text = read_stdin() if text == "-" else valid_text(text)
     with show_progress() as sink:
         choice = choose_model(model, (), sink=sink)
     speak_before_aborting()

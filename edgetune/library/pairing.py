@@ -35,7 +35,7 @@ def _check_fingerprints(base: Gguf, adapter: Gguf) -> None:
     # Another template alone is no other model: the adapter brings the one it was trained with.
     if differing in ([], ["template"]):
         return
-    verb = "differs" if len(differing) == 1 else "differ"
+    verb = "differs" if len(differing) == 1 and differing != ["weights"] else "differ"
     what = " and ".join([", ".join(differing[:-1]), differing[-1]] if len(differing) > 1 else differing)
     trained_on = f"{adapter.base_name!r}" if adapter.base_name else "another base"
     raise MismatchError(
