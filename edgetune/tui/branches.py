@@ -1,0 +1,102 @@
+"""The conversation's tree, to be walked: every branch, where one is, what was said on it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Tree as TreeWidget
+from textual.widgets.tree import TreeNode
+
+from edgetune.chat.tree import Node, Tree
+from edgetune.tui.palette import Palette
+from edgetune.tui.visible import one_line
+
+_SHOWN = 70
+
+
+class BranchesScreen(ModalScreen["str | None"]):
+    """Returns the message to go to."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Close"),
+        Binding("enter", "walk", "Go there", priority=True),
+        Binding("space", "fold", "Fold or unfold"),
+    ]
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self._messages = tree
+
+    def compose(self) -> ComposeResult:
+        """The tree in a window."""
+        with Vertical(classes="dialog text-dialog") as box:
+            box.border_title = f"Branches ({len(self._messages.leaves())})"
+            box.border_subtitle = "Enter goes there, Esc closes"
+            widget: TreeWidget[str] = TreeWidget("the beginning")
+            widget.show_root = True
+            widget.auto_expand = False
+            widget.guide_depth = 2
+            yield widget
+
+    def on_mount(self) -> None:
+        """Fill it, and stand where the conversation is."""
+        widget = self.query_one(TreeWidget)
+        palette = Palette.of(self.app)
+        here = {node.id for node in self._messages.path()}
+        widget.root.expand()
+        at = self._fill(widget.root, None, here, palette)
+        self.call_after_refresh(lambda: widget.move_cursor(at or widget.root))
+        widget.focus()
+
+    def _fill(
+        self, parent: TreeNode[str], node_id: str | None, here: set[str], palette: Palette
+    ) -> TreeNode[str] | None:
+        """Add what follows; returns where the conversation is. A line without branches stays on one level."""
+        found = None
+        waiting: list[tuple[TreeNode[str], str | None]] = [(parent, node_id)]
+        while waiting:
+            under, key = waiting.pop()
+            children = self._messages.children(key)
+            for child in children:
+                label = self._label(child, here, palette)
+                follows = self._messages.children(child.id)
+                if len(children) > 1:
+                    below = under.add(label, data=child.id, expand=True)
+                    waiting.append((below, child.id))
+                    drawn = below
+                else:
+                    drawn = under.add_leaf(label, data=child.id)
+                    if follows:
+                        waiting.append((under, child.id))
+                if child.id == self._messages.head:
+                    found = drawn
+        return found
+
+    def _label(self, node: Node, here: set[str], palette: Palette) -> Text:
+        is_here = node.id in here
+        mark = "● " if node.id == self._messages.head else "│ " if is_here else "  "
+        who = {"user": "you", "assistant": "model"}.get(node.role, node.role)
+        text = Text(mark, palette.ink("accent", bold=True))
+        text.append(f"{who} ", palette.ink("accent" if node.role == "user" else "primary", bold=is_here))
+        text.append(
+            one_line(node.content, length=_SHOWN) or "…", palette.ink("foreground") if is_here else palette.muted
+        )
+        if vote := node.meta.get("vote"):
+            text.append(" ▲" if vote == "up" else " ▼", palette.ink("success" if vote == "up" else "error"))
+        return text
+
+    def action_walk(self) -> None:
+        """Go to the message under the cursor."""
+        node = self.query_one(TreeWidget).cursor_node
+        if node is not None and node.data is not None:
+            self.dismiss(str(node.data))
+
+    def action_fold(self) -> None:
+        """Fold or unfold what follows."""
+        if (node := self.query_one(TreeWidget).cursor_node) is not None:
+            node.toggle()
