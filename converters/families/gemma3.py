@@ -32,6 +32,7 @@ class Gemma3(Gemma2):
         "max_position_embeddings": 131072,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
+        "rope_local_base_freq": 10000.0,
     }
     ignored = r"(.*\.rotary_emb\.inv_freq|vision_tower\..*|multi_modal_projector\..*)"
     graph_has_head = True
@@ -51,7 +52,7 @@ class Gemma3(Gemma2):
         nested = (self.config.get("rope_parameters") or {}).get("sliding_attention")
         if nested:
             return read_rope(self.config, layer_type="sliding_attention")
-        return Rope("default", self.config.get("rope_local_base_freq", 10000.0))
+        return Rope("default", self.config.number("rope_local_base_freq"))
 
     def check_soft_caps(self) -> None:
         self.config.require("attn_logit_softcapping", None)
