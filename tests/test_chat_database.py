@@ -501,6 +501,22 @@ def test_autosave_writes_in_blocks(session: Session) -> None:
     assert 4 <= len(writes) <= 7
 
 
+def test_choices_are_written_once(tmp_path: Path) -> None:
+    database = ChatDatabase(tmp_path / "chats.sqlite")
+    session, node = SavedSession("a"), Node("assistant", "")
+    choices = [TokenChoice(number, number, number + 1, 0.5, 0.5) for number in range(5)]
+    for count in (2, 2, 3, 5):
+        node.ids, node.choices = tuple(range(count)), choices[:count]
+        database.save(session, [node], head=node.id)
+    assert database.load("a").nodes[node.id].choices == choices
+    with database._transaction() as sql:
+        blocks = [tuple(row) for row in sql.execute("SELECT start, stop FROM choices ORDER BY start")]
+    assert blocks == [(0, 2), (2, 3), (3, 5)]
+    database.delete("a")
+    with database._transaction() as sql:
+        assert sql.execute("SELECT count(*) FROM choices").fetchone()[0] == 0
+
+
 def test_the_table_of_commands_is_a_page() -> None:
     page = commands_page()
     for command in COMMANDS:

@@ -38,8 +38,11 @@ CREATE TABLE IF NOT EXISTS sessions (
 CREATE TABLE IF NOT EXISTS nodes (
     number INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
     id TEXT NOT NULL, parent TEXT, role TEXT NOT NULL, content TEXT NOT NULL, created TEXT NOT NULL,
-    ids BLOB NOT NULL, choices BLOB NOT NULL, meta TEXT NOT NULL, in_index INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (session, id)
+    ids BLOB NOT NULL, meta TEXT NOT NULL, in_index INTEGER NOT NULL DEFAULT 0, UNIQUE (session, id)
+);
+CREATE TABLE IF NOT EXISTS choices (
+    session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, node TEXT NOT NULL,
+    start INTEGER NOT NULL, stop INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (session, node, start)
 );
 CREATE INDEX IF NOT EXISTS not_in_index ON nodes (in_index) WHERE in_index = 0;
 """
@@ -53,10 +56,10 @@ ON CONFLICT (id) DO UPDATE SET
     sampling = excluded.sampling, head = excluded.head, updated = excluded.updated
 """
 _SAVE_NODE = """
-INSERT INTO nodes (session, id, parent, role, content, created, ids, choices, meta)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO nodes (session, id, parent, role, content, created, ids, meta)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (session, id) DO UPDATE SET
-    content = excluded.content, ids = excluded.ids, choices = excluded.choices, meta = excluded.meta, in_index = 0
+    content = excluded.content, ids = excluded.ids, meta = excluded.meta, in_index = 0
 """
 # Pieces of three characters find a word's middle, and words of languages that write no spaces.
 _INDEX = "CREATE VIRTUAL TABLE words USING fts5 (content, tokenize = 'trigram')"
@@ -157,6 +160,10 @@ class ChatDatabase:
             if row is None:
                 raise UsageError(f"There is no chat {session_id!r}.", hint="/sessions lists them.")
             nodes = [_node(values) for values in sql.execute(_SELECT_NODES, (session_id,))]
+            by_id = {node.id: node for node in nodes}
+            for block in sql.execute("SELECT * FROM choices WHERE session = ? ORDER BY start", (session_id,)):
+                if block["node"] in by_id:
+                    by_id[block["node"]].choices += unpack_choices(block["packed"])
         try:
             return Tree(nodes, head=row["head"])
         except (UsageError, ValueError) as error:
@@ -218,10 +225,16 @@ class ChatDatabase:
             _storable(node.content),
             node.created,
             pack_ids(node.ids),
-            pack_choices(node.choices),
             json.dumps(node.meta),
         )
         sql.execute(_SAVE_NODE, values)
+        if node.choices:
+            # A reply's choices only grow, and are too many to be written anew with every block.
+            key = (session_id, node.id)
+            saved = sql.execute("SELECT max(stop) FROM choices WHERE session = ? AND node = ?", key).fetchone()[0] or 0
+            if saved < len(node.choices):
+                packed = pack_choices(node.choices[saved:])
+                sql.execute("INSERT INTO choices VALUES (?, ?, ?, ?, ?)", (*key, saved, len(node.choices), packed))
 
     def _condition(self, sql: sqlite3.Connection, terms: Sequence[str]) -> tuple[str, list[str]]:
         """What a message's row has to fulfil, and the values in it."""
@@ -343,7 +356,6 @@ def _node(row: sqlite3.Row) -> Node:
         id=row["id"],
         created=row["created"],
         ids=unpack_ids(row["ids"]),
-        choices=unpack_choices(row["choices"]),
         meta=meta,
     )
 
