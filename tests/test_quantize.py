@@ -21,6 +21,7 @@ from edgetune.errors import CorruptFileError, EdgetuneError, ExitCode, ResourceE
 from edgetune.events import Event, Progress
 from edgetune.gguf_header import read_gguf_header
 from edgetune.quantize import ALIASES, QUANT_TYPES, find_quant_type, quantize
+from tests import gguf_files
 from tests.adapters import gguf_logits
 from tests.checkpoints import write_checkpoint
 from tests.llama_logits import max_kl
@@ -220,3 +221,10 @@ def test_ctrl_c_stops_the_command_and_its_child(model_path: Path, tmp_path: Path
         assert process.returncode == ExitCode.INTERRUPTED, err
         assert b"Traceback" not in err
         assert not [path for path in tmp_path.iterdir() if path.name != "home"]
+
+
+def test_a_vision_projector_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    projector = gguf_files._write(tmp_path / "mmproj.gguf", "clip", "mmproj", gguf_files.MODEL_SHAPES, {})
+    with pytest.raises(UnsupportedError, match="mmproj"):
+        quantize(projector, tmp_path / "out.gguf", "Q8_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["mmproj.gguf"]

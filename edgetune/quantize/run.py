@@ -21,7 +21,7 @@ from pathlib import Path
 from edgetune.artifacts import Gguf
 from edgetune.errors import CorruptFileError, EdgetuneError, ResourceError, UnsupportedError, UsageError
 from edgetune.events import Notice, Progress, Sink, ignore
-from edgetune.gguf_header import GgufHeader, read_gguf, read_gguf_header
+from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf, read_gguf_header
 from edgetune.paths import whole_file
 from edgetune.quantize.quant_types import QuantType, find_quant_type
 
@@ -74,7 +74,7 @@ def quantize(
 
 
 def _check_input(header: GgufHeader, kind: QuantType, in_path: Path, out_path: Path, *, allow_requantize: bool) -> None:
-    if header.metadata.get("general.type", "model") == "adapter":
+    if gguf_from_header(header).kind == "adapter":
         raise UnsupportedError(
             f"{in_path} is an adapter, which llama.cpp's quantizer does not take.",
             hint="Adapters are small; `edgetune convert RUN --outtype q8_0` makes the smallest one.",
