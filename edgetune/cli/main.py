@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("edgetune.cli.chat", "Chat with a model and its adapters."),
     "generate": ("edgetune.cli.generate", "Complete one prompt."),
     "tokenize": ("edgetune.cli.tokenize", "Show a text's token ids and pieces."),
+    "bench": ("edgetune.cli.bench", "Measure how fast a model is here."),
     "models": ("edgetune.cli.models", "List, show and remove models on this machine."),
     "doctor": ("edgetune.cli.doctor", "Show what works on this machine."),
 }

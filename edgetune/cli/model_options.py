@@ -30,19 +30,12 @@ _ENGINE_OPTIONS = (
 )  # fmt: skip
 
 
-class LayerCount(click.ParamType):
-    """A number of layers, or "auto": as many as fit."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """-1 for "auto", which is what it is called further down."""
-        if value == "auto":
-            return -1
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto.", param, ctx)
+def layer_count(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of layers; -1 for "auto", which is what it is called further down."""
+    try:
+        return -1 if value == "auto" else int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto.", ctx, param) from None
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def model_options(function: _Function) -> _Function:
                 help="Context in tokens; 0 is the model's own, or what memory allows.",
             ),
             click.option(
-                "-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=LayerCount(),
+                "-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", callback=layer_count,
                 default="auto", metavar="N|auto", show_default=True,
                 help="Layers to keep on the GPU; auto is all that fit.",
             ),
