@@ -1,20 +1,24 @@
-"""`edgetune chat`: talk with a model and its adapters, in line mode; from a pipe, one message and its reply."""
+"""`edgetune chat`: talk with a model, full-screen or by lines; from a pipe, one message and its reply."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.cli.model_options import model_options, open_chosen
-from edgetune.cli.progress import say
+from edgetune.cli.model_options import choose_model, model_options, open_chosen
+from edgetune.cli.progress import say, show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.errors import EdgetuneError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from edgetune.chat.database import SavedSession
+    from edgetune.chat.open_chat import OpenChat, Outcome
+    from edgetune.chat.session import Session
 
 
 @click.command("chat", context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,32 +45,52 @@ def command(
     Type /help for the commands. When standard input is a pipe, all of it is one message, and the reply is printed.
     Chats on a terminal are kept on this machine, and found with /sessions and /search.
     """
-    # Line mode is the only one so far; --plain asks for it in scripts that must not change with it.
-    from edgetune.chat.open_chat import OpenChat
-    from edgetune.chat.session_commands import resume_session
-    from edgetune.cli.line_mode import run_line_mode, run_piped, show_outcome
-    from edgetune.engine.sampling import Sampling
-
     saved = _find_saved(latest, resume, no_save=no_save)
     if saved and model is None and not options["lora"]:
         model, options["lora"] = _files_of(saved)
     sampling = take_sampling(options)
-    max_tokens, stop = options.pop("max_tokens"), options.pop("stop")
+    settings = {"max_tokens": options.pop("max_tokens"), "stop": options.pop("stop"), "overflow": overflow}
+    is_kept = not no_save and (sys.stdin.isatty() or saved is not None)
+
+    def begin(session: Session, on_problem: Callable[[EdgetuneError], None]) -> tuple[OpenChat, Outcome]:
+        from edgetune.chat.open_chat import OpenChat, Outcome
+        from edgetune.chat.session_commands import resume_session
+        from edgetune.engine.sampling import Sampling
+
+        conversation = session.converse(system=system, sampling=sampling, **settings)
+        chat, outcome = OpenChat(session, conversation, save=is_kept, on_problem=on_problem), Outcome()
+        if saved:
+            outcome = resume_session(chat, saved)
+            conversation.system = system or conversation.system
+            if sampling != Sampling():
+                conversation.sampling = sampling
+        return chat, outcome
+
+    if not plain and _is_full_screen():
+        from edgetune.tui import run_chat
+
+        # What may take minutes, a conversion, is over before the screen is taken.
+        with show_progress() as sink:
+            choice = choose_model(model, options["lora"], sink=sink)
+        options["lora"] = tuple(f"{one.path}:{one.scale:g}" for one in choice.lora)
+        base = str(choice.base)
+        run_chat(lambda: begin(open_chosen(base, options), lambda error: None), title=choice.base.stem)
+        return ExitCode.OK
+    from edgetune.cli.line_mode import run_line_mode, run_piped, show_outcome
+
     with open_chosen(model, options) as session:
-        conversation = session.converse(
-            system=system, sampling=sampling, max_tokens=max_tokens, stop=stop, overflow=overflow
-        )
-        is_kept = not no_save and (sys.stdin.isatty() or saved is not None)
-        with OpenChat(session, conversation, save=is_kept, on_problem=_warn) as chat:
-            if saved:
-                show_outcome(resume_session(chat, saved))
-                conversation.system = system or conversation.system
-                if sampling != Sampling():
-                    conversation.sampling = sampling
+        chat, outcome = begin(session, _warn)
+        with chat:
+            show_outcome(outcome)
             if sys.stdin.isatty():
                 run_line_mode(chat)
                 return ExitCode.OK
-            return ExitCode.INTERRUPTED if run_piped(conversation) else ExitCode.OK
+            return ExitCode.INTERRUPTED if run_piped(chat.conversation) else ExitCode.OK
+
+
+def _is_full_screen() -> bool:
+    """Whether there is a terminal on both sides that can show more than lines."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def _find_saved(latest: bool, resume: str, *, no_save: bool) -> SavedSession | None:

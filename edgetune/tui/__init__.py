@@ -10,15 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgetune.chat.open_chat import OpenChat
+    from edgetune.chat.open_chat import OpenChat, Outcome
 
 __all__ = ["run_chat"]
 
 
-def run_chat(opening: Callable[[], OpenChat], *, title: str = "") -> None:
+def run_chat(opening: Callable[[], tuple[OpenChat, Outcome]], *, title: str = "") -> None:
     """Show the chat that `opening` opens, until the user leaves; `title` names the model while it loads.
 
-    `opening` runs on the thread that drives the engine from then on. What it raises is raised here.
+    `opening` runs on the thread that drives the engine from then on; what it raises is raised here. Its second value
+    is shown first, say that a chat was resumed.
     """
     from edgetune.tui.app import EdgetuneApp
 

@@ -21,7 +21,7 @@ from edgetune.tui.visible import visible
 from edgetune.tui.worker import EngineWorker
 
 if TYPE_CHECKING:
-    from edgetune.chat.open_chat import OpenChat
+    from edgetune.chat.open_chat import OpenChat, Outcome
 
 Severity = Literal["information", "warning", "error"]
 _SWITCH_SECONDS = 0.001
@@ -71,7 +71,9 @@ class EdgetuneApp(App[None]):
         if self.first_screen is not None:
             self.push_screen(self.first_screen())
 
-    def chat_screen(self, opening: Callable[[], OpenChat], *, title: str = "", is_first: bool = False) -> Screen[Any]:
+    def chat_screen(
+        self, opening: Callable[[], tuple[OpenChat, Outcome]], *, title: str = "", is_first: bool = False
+    ) -> Screen[Any]:
         """The screen that loads a model and then shows the chat; `is_first` ends the app when that fails."""
         from edgetune.tui.loading import LoadingScreen
 

@@ -7,18 +7,17 @@ is cut off is crossed out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
 from textual import events
-from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from edgetune.engine.protocol import Candidate
 from edgetune.tui.palette import Palette
+from edgetune.tui.strips import strip_of
 from edgetune.tui.visible import token_text
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -46,7 +45,6 @@ class CandidateBars(Widget, can_focus=False):
     """The bars; with a cursor where one may be chosen."""
 
     DEFAULT_CSS = "CandidateBars { height: auto; }"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "take", "Branch here", show=False)]
 
     class Clicked(Message):
         """A candidate was clicked."""
@@ -64,6 +62,8 @@ class CandidateBars(Widget, can_focus=False):
         """Id of the token that was taken."""
         self.cursor: int | None = None
         """Index of the candidate the keys act on."""
+        self.names: dict[int, str] = {}
+        """What tokens without a text are called, by id."""
         self.empty = ""
         """What stands here while there is nothing to show."""
         self._palette: Palette | None = None
@@ -98,7 +98,7 @@ class CandidateBars(Widget, can_focus=False):
             text = self._row(y + self._first, width, palette)
         else:
             text = Text()
-        return Strip(text.render(self.app.console)).apply_style(base).crop_extend(0, width, base)
+        return strip_of(text, base, width=width)
 
     @property
     def _first(self) -> int:
@@ -115,7 +115,7 @@ class CandidateBars(Widget, can_focus=False):
             else percent(candidate.sampled if candidate.sampled else candidate.probability)
         )
         mark = "▸" if index == self.cursor else "●" if candidate.id == self.chosen else " "
-        label = _fit(token_text(candidate.text), max(min(width // 4, 16), 6))
+        label = _fit(token_text(candidate.text or self.names.get(candidate.id, "")), max(min(width // 4, 16), 6))
         is_cut = candidate.sampled <= 0
         name = palette.cursor if index == self.cursor else palette.muted if is_cut else palette.ink("foreground")
         text = Text(f"{mark} ", palette.ink("accent", bold=True)).append(label, name).append(" ")

@@ -65,7 +65,7 @@ class BranchesScreen(ModalScreen["str | None"]):
             for child in children:
                 label = self._label(child, here, palette)
                 follows = self._messages.children(child.id)
-                if len(children) > 1:
+                if len(children) > 1 and follows:
                     below = under.add(label, data=child.id, expand=True)
                     waiting.append((below, child.id))
                     drawn = below

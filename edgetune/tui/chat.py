@@ -29,6 +29,7 @@ from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.paths import home_dir
+from edgetune.template import Rendered
 from edgetune.tui.adapter_list import fitting_adapters
 from edgetune.tui.bars import CandidateBars, percent
 from edgetune.tui.composer import Composer, Entry
@@ -77,17 +78,18 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+d", "leave", "Leave", show=False),
     ]
 
-    def __init__(self, chat: OpenChat, *, is_first: bool = True) -> None:
-        """Take over `chat`; leaving closes it. `is_first`: leaving ends the app."""
+    def __init__(self, chat: OpenChat, *, first: Outcome | None = None, is_first: bool = True) -> None:
+        """Take over `chat`; leaving closes it. `first` is shown first. `is_first`: leaving ends the app."""
         super().__init__()
         self.chat = chat
         self.chat.conversation.top = self.chat.conversation.top or _TOP
         self.run_now: ReplyRun | None = None
         """The reply that is being made."""
         self._is_first = is_first
+        self._first = first
         self._notices: list[Notice] = []
         self._pacer = Pacer()
-        self._preset = "balanced" if chat.conversation.sampling == Sampling() else ""
+        self._preset = _preset_of(chat)
         self._alternative = 0
         self._problem: EdgetuneError | None = None
         self._model_stamp = _stamp(chat.session.engine.path)
@@ -125,6 +127,9 @@ class ChatScreen(Screen[None]):
         self._frames = self.set_interval(FASTEST, self._frame, pause=True)
         self._show()
         self._show_settings()
+        if self._first is not None:
+            self._take(self._first)
+        self._name_control_tokens()
         self._look_ahead()
 
     @property
@@ -316,6 +321,24 @@ class ChatScreen(Screen[None]):
             )
 
     # -- what is shown
+
+    @work(exclusive=False)
+    async def _name_control_tokens(self) -> None:
+        """Learn what the tokens without a text of their own are called."""
+        conversation = self.chat.conversation
+
+        def names() -> dict[int, str]:
+            tokenizer, known = conversation.engine.tokenizer, {}
+            for name in conversation.template.control_tokens:
+                ids = tokenizer.encode_rendered(Rendered(name))
+                if len(ids) == 1:
+                    known[ids[0]] = name
+            return known
+
+        known = await self.on_engine(names)
+        for bars in self.query(CandidateBars):
+            bars.names = known
+            bars.refresh()
 
     def _show(self, *, follow: bool = True) -> None:
         live = self.run_now.lives[0] if self.run_now is not None and self.run_now.lives else None
@@ -836,6 +859,15 @@ def _stamp(path: Path) -> tuple[int, int, float] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime
+
+
+def _preset_of(chat: OpenChat) -> str:
+    """The preset that the conversation's sampling is; empty when it is nobody's."""
+    sampling, model = chat.conversation.sampling, chat.session.name
+    try:
+        return next((name for name in load_presets(model) if apply_preset(name, sampling, model=model) == sampling), "")
+    except EdgetuneError:
+        return ""
 
 
 def _demand(reply: Reply | None) -> Reply:

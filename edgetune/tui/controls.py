@@ -19,6 +19,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from edgetune.tui.palette import Palette
+from edgetune.tui.strips import strip_of
 from edgetune.tui.visible import one_line
 
 Value = float | str
@@ -134,7 +135,7 @@ class ControlList(ScrollView, can_focus=True):
             text = self._row(row, width, palette)
         else:
             text = Text()
-        return Strip(text.render(self.app.console)).apply_style(base).crop_extend(0, width, base)
+        return strip_of(text, base, width=width)
 
     def _row(self, row: int, width: int, palette: Palette) -> Text:
         control = self.controls[row]

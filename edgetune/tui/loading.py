@@ -16,7 +16,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.tui.visible import visible
 
 if TYPE_CHECKING:
-    from edgetune.chat.open_chat import OpenChat
+    from edgetune.chat.open_chat import OpenChat, Outcome
     from edgetune.tui.app import EdgetuneApp
 
 
@@ -28,7 +28,7 @@ class LoadingScreen(Screen[None]):
         Binding("ctrl+c", "give_up", "Give up", show=False, priority=True),
     ]
 
-    def __init__(self, opening: Callable[[], OpenChat], *, title: str, is_first: bool) -> None:
+    def __init__(self, opening: Callable[[], tuple[OpenChat, Outcome]], *, title: str, is_first: bool) -> None:
         super().__init__()
         self._opening, self._title, self._is_first = opening, title, is_first
         self._started = time.monotonic()
@@ -54,7 +54,7 @@ class LoadingScreen(Screen[None]):
     async def _open(self) -> None:
         app: EdgetuneApp = self.app  # type: ignore[assignment]
         try:
-            chat = await app.engine_worker.run(self._opening)
+            chat, outcome = await app.engine_worker.run(self._opening)
         except (EdgetuneError, OSError) as error:
             if self._is_first:
                 app.fail(error)
@@ -74,7 +74,7 @@ class LoadingScreen(Screen[None]):
             return
         from edgetune.tui.chat import ChatScreen
 
-        app.switch_screen(ChatScreen(chat, is_first=self._is_first))
+        app.switch_screen(ChatScreen(chat, first=outcome, is_first=self._is_first))
 
     def _tick(self) -> None:
         seconds = time.monotonic() - self._started

@@ -22,7 +22,7 @@ from rich.text import Span, Text
 from edgetune.tui.palette import Palette
 from edgetune.tui.visible import one_line, visible
 
-_CONSOLE = Console(width=200, color_system="truecolor", legacy_windows=False)
+CONSOLE = Console(width=200, color_system="truecolor", legacy_windows=False)
 """Text.wrap asks one for its defaults; nothing is printed to it."""
 _BULLETS = "•◦▪"
 _NARROWEST = 8
@@ -71,7 +71,7 @@ def draw_markdown(text: str, palette: Palette, width: int) -> list[Text]:
 
 def wrapped(text: Text, width: int) -> list[Text]:
     """`text` on lines of at most `width` cells; what is longer than a line is broken."""
-    return list(text.wrap(_CONSOLE, max(width, 1), tab_size=4, overflow="fold"))
+    return list(text.wrap(CONSOLE, max(width, 1), tab_size=4, overflow="fold"))
 
 
 def _line_starts(text: str) -> list[int]:

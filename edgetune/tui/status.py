@@ -11,6 +11,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from edgetune.tui.palette import Palette
+from edgetune.tui.strips import strip_of
 from edgetune.tui.visible import one_line
 
 _FULL = 0.9
@@ -59,7 +60,7 @@ class StatusLine(Widget):
         """The one line there is."""
         base, width = self.rich_style, self.size.width
         text = self._text(Palette.of(self.app), width)
-        return Strip(text.render(self.app.console)).apply_style(base).crop_extend(0, width, base)
+        return strip_of(text, base, width=width)
 
     def _text(self, palette: Palette, width: int) -> Text:
         status = self.status

@@ -26,9 +26,10 @@ DARK = Theme(
     variables={
         "footer-key-foreground": "#4fd6be",
         "input-selection-background": "#7aa2f7 35%",
-        "block-cursor-background": "#7aa2f7",
-        "block-cursor-foreground": "#12141b",
-        "block-cursor-text-style": "none",
+        "block-cursor-background": "#2d3a5c",
+        "block-cursor-foreground": "#eef1fb",
+        "block-cursor-text-style": "bold",
+        "block-cursor-blurred-background": "#222634",
     },
 )
 LIGHT = Theme(
@@ -48,9 +49,10 @@ LIGHT = Theme(
     variables={
         "footer-key-foreground": "#00796b",
         "input-selection-background": "#2f5fd0 25%",
-        "block-cursor-background": "#2f5fd0",
-        "block-cursor-foreground": "#fbfaf7",
-        "block-cursor-text-style": "none",
+        "block-cursor-background": "#cdd8f4",
+        "block-cursor-foreground": "#161a24",
+        "block-cursor-text-style": "bold",
+        "block-cursor-blurred-background": "#e7e4db",
     },
 )
 _LIGHT_BACKGROUNDS = ("7", "9", "10", "11", "12", "13", "14", "15")

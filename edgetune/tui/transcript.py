@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.cells import cell_len
@@ -24,10 +25,13 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
+from edgetune.chat.session import adapter_name
 from edgetune.chat.tree import Node, Tree
 from edgetune.engine.protocol import TokenChoice
 from edgetune.tui.markdown import MarkdownLines, draw_markdown, wrapped
 from edgetune.tui.palette import Palette
+from edgetune.tui.recorded import recorded_choices
+from edgetune.tui.strips import strip_of
 from edgetune.tui.token_lines import TokenLines
 from edgetune.tui.visible import one_line, visible
 
@@ -268,7 +272,7 @@ class Transcript(ScrollView, can_focus=True):
         block.body = len(block.strips)
         if item.role == "assistant" and self.has_token_view and item.choices:
             block.tokens = TokenLines(self._colors, self._width)
-            block.tokens.extend(item.generated, item.choices)
+            block.tokens.extend(item.generated, recorded_choices(self.messages, item))
             block.strips += self._based(block.tokens.strips())
         else:
             block.strips += [self._strip(line) for line in self._body(item)]
@@ -287,7 +291,7 @@ class Transcript(ScrollView, can_focus=True):
                 block.tokens = TokenLines(colors, self._width)
                 block.strips = block.strips[: block.body]
             first = max(0, min(block.tokens.count, len(block.strips) - block.body) - 1)
-            block.tokens.extend(live.generated, live.choices)
+            block.tokens.extend(live.generated, recorded_choices(self.messages, live.node, live.choices))
             block.strips = block.strips[: block.body + first] + self._based(block.tokens.strips(first))
             return block.body + first
         texts = self._thinking(live.reasoning, is_running=not live.answer)
@@ -312,6 +316,10 @@ class Transcript(ScrollView, can_focus=True):
             names.get(node.role, one_line(node.role)),
             colors.ink("accent" if node.role == "user" else "primary", bold=True),
         )
+        adapters = [one for one in node.meta.get("adapters", []) if isinstance(one, dict)]
+        if adapters and node.role == "assistant":
+            shown = ", ".join(f"{adapter_name(Path(str(one['path'])))} {one['scale']:g}" for one in adapters)
+            name.append(f" + {one_line(shown, length=self._width // 2)}", colors.muted)
         right = Text()
         if vote := node.meta.get("vote"):
             right.append("▲ " if vote == "up" else "▼ ", colors.ink("success" if vote == "up" else "error", bold=True))
@@ -392,7 +400,7 @@ class Transcript(ScrollView, can_focus=True):
         return self.palette
 
     def _strip(self, text: Text) -> Strip:
-        return Strip(text.render(self.app.console)).apply_style(self.rich_style)
+        return strip_of(text, self.rich_style)
 
     def _based(self, strips: list[Strip]) -> list[Strip]:
         return [strip.apply_style(self.rich_style) for strip in strips]
@@ -536,7 +544,8 @@ class Transcript(ScrollView, can_focus=True):
 
     def choices_of(self, node: Node) -> Sequence[TokenChoice]:
         """What the tokens of a reply were chosen from, as far as it has come."""
-        return self.live.choices if self.live is not None and self.live.node is node else node.choices
+        live = self.live.choices if self.live is not None and self.live.node is node else None
+        return recorded_choices(self.messages, node, live)
 
     def generated_of(self, node: Node) -> str:
         """The text that those count in."""
