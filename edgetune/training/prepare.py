@@ -162,7 +162,7 @@ def _memory_guess(
     hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     # Kept for the backward pass of a layer, adapters included: about twenty hidden-sized and eight feed-forward-sized
-    # tensors (measured: with half of that, a 27 M model was guessed a sixth too low).
+    # tensors (measured: with half of that, a model of 57 M came out a sixth too low).
     kept = layers * (20 * hidden + 8 * inner) * dtype.itemsize
     if settings.grad_checkpointing:
         kept = (layers * hidden + 20 * hidden + 8 * inner) * dtype.itemsize
