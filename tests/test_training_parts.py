@@ -9,10 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgetune.cli.dashboard import Dashboard, PlainLines, braille_plot, duration
+from edgetune.cli.dashboard import Dashboard, PlainLines, duration
 from edgetune.data import Tokenized
 from edgetune.errors import UsageError
 from edgetune.events import Metrics, Notice, Progress
+from edgetune.plot import braille_plot
 from edgetune.training import TrainSettings, merge_settings, read_recipe
 from edgetune.training.batches import IGNORED, collate, epoch_batches
 from edgetune.training.curve import loss_svg

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgetune.cli.progress import amount, say
+from edgetune.event_lines import sink_for_parent
 from edgetune.events import Event, Metrics, Notice, Progress, Sink
+from edgetune.plot import braille_plot
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
 _PLOT_ROWS = 7
 _LINES_A_RUN = 20
 _LINE_EVERY_S = 10.0
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of a Braille character (U+2800 up), from the top row, left and right."""
 
 
 @contextmanager
 def show_training() -> Iterator[Sink]:
     """Yield a sink that shows a run on stderr until the block ends."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if (parent := sink_for_parent()) is not None:
+        yield parent
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _live() as sink:
             yield sink
     else:
@@ -206,26 +208,6 @@ class Dashboard:
 def _smoothed(points: Sequence[tuple[int, float]]) -> float:
     newest = [loss for _, loss in points[-10:]]
     return sum(newest) / len(newest)
-
-
-def braille_plot(values: Sequence[float], *, columns: int, rows: int) -> list[str]:
-    """`values` from left to right as lines of Braille characters, two by four dots each; means where they are many."""
-    across, down = columns * 2, rows * 4
-    count = min(across, len(values))
-    means = []
-    for index in range(count):
-        stretch = values[index * len(values) // count : (index + 1) * len(values) // count]
-        means.append(sum(stretch) / len(stretch))
-    low, high = min(means), max(means)
-    cells = [[0] * columns for _ in range(rows)]
-    before: int | None = None
-    for index, value in enumerate(means):
-        y = round((high - value) / ((high - low) or 1) * (down - 1))
-        # A vertical stroke joins neighbours that lie far apart.
-        for dot in range(min(y, y if before is None else before), max(y, y if before is None else before) + 1):
-            cells[dot // 4][index // 2] |= _DOTS[dot % 4][index % 2]
-        before = y
-    return ["".join(chr(0x2800 + cell) for cell in row) for row in cells]
 
 
 def show_preview(console: Console, pieces: Sequence[tuple[str, bool]], *, most: int) -> None:

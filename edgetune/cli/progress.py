@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from edgetune.cli.terminal import plain, quiet_keyboard
+from edgetune.event_lines import sink_for_parent
 from edgetune.events import Event, Metrics, Notice, Progress, Sink
 from edgetune.paths import bytes_text
 
@@ -33,7 +34,9 @@ _TITLES = {
 @contextmanager
 def show_progress() -> Iterator[Sink]:
     """Yield a sink that renders to stderr until the block ends."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if (parent := sink_for_parent()) is not None:
+        yield parent
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _bars() as sink:
             yield sink
     else:

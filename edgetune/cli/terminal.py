@@ -55,6 +55,12 @@ def quiet_keyboard() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
+def is_full_screen() -> bool:
+    """Whether there is a terminal all around that can show more than lines; a screen is drawn on stderr."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream.isatty() for stream in streams) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
 def say_dim(text: str) -> None:
     """One quiet line on stderr."""
     color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
