@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -28,6 +30,10 @@ _SWITCH_SECONDS = 0.001
 """How long one Python thread may keep another waiting: the engine's thread must not wait for a frame to be drawn."""
 
 
+class _Key(Enum):
+    ALT_ENTER = "alt+enter"
+
+
 class EdgetuneApp(App[None]):
     """One model at a time, and screens on it."""
 
@@ -43,6 +49,8 @@ class EdgetuneApp(App[None]):
         """`first_screen` makes the screen to begin with; it may be set until the app is shown."""
         # Without colours the filter for them has to be told before the first theme.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
+        # Textual 8.2 knows Alt-Enter from terminals with the kitty protocol alone; from others it would be Enter.
+        cast(dict[str, Any], ANSI_SEQUENCES_KEYS).setdefault("\x1b\r", (_Key.ALT_ENTER,))
         self.first_screen = first_screen
         self.engine_worker = EngineWorker()
         """The only thread that calls an engine."""

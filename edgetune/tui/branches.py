@@ -24,8 +24,6 @@ class BranchesScreen(ModalScreen["str | None"]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Close"),
-        Binding("enter", "walk", "Go there", priority=True),
-        Binding("space", "fold", "Fold or unfold"),
     ]
 
     def __init__(self, tree: Tree) -> None:
@@ -90,13 +88,7 @@ class BranchesScreen(ModalScreen["str | None"]):
             text.append(" ▲" if vote == "up" else " ▼", palette.ink("success" if vote == "up" else "error"))
         return text
 
-    def action_walk(self) -> None:
-        """Go to the message under the cursor."""
-        node = self.query_one(TreeWidget).cursor_node
-        if node is not None and node.data is not None:
-            self.dismiss(str(node.data))
-
-    def action_fold(self) -> None:
-        """Fold or unfold what follows."""
-        if (node := self.query_one(TreeWidget).cursor_node) is not None:
-            node.toggle()
+    def on_tree_node_selected(self, event: TreeWidget.NodeSelected[str]) -> None:
+        """Go to the message that was chosen."""
+        if event.node.data is not None:
+            self.dismiss(event.node.data)

@@ -20,19 +20,28 @@ Completer = Callable[[str], Iterable[tuple[str, int, str]]]
 """Text before the cursor → (word, how many characters of it are typed already, what it does)."""
 
 _MOST_CHOICES = 200
+_OWN_KEYS = {
+    "enter": "submit",
+    "ctrl+j": "new_line",
+    "alt+enter": "new_line",
+    "shift+enter": "new_line",
+    "tab": "complete",
+    "ctrl+c": "screen.stop_or_leave",
+    "ctrl+d": "delete_or_leave",
+}
 
 
 class Entry(TextArea):
     """The text itself."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "Send", show=False, priority=True),
-        Binding("ctrl+j,alt+enter,shift+enter", "new_line", "New line", show=False, priority=True),
+        Binding("enter", "submit", "Send", show=False),
+        Binding("ctrl+j,alt+enter,shift+enter", "new_line", "New line", show=False),
         Binding("up", "earlier", "Line above; earlier input", show=False),
         Binding("down", "later", "Line below; later input", show=False),
-        Binding("tab", "complete", "Complete a command or @path", show=False, priority=True),
-        Binding("ctrl+c", "screen.stop_or_leave", "Stop the reply; else empty the input", show=False, priority=True),
-        Binding("ctrl+d", "delete_or_leave", "Leave, when nothing is typed", show=False, priority=True),
+        Binding("tab", "complete", "Complete a command or @path", show=False),
+        Binding("ctrl+c", "screen.stop_or_leave", "Stop the reply; else empty the input", show=False),
+        Binding("ctrl+d", "delete_or_leave", "Leave, when nothing is typed", show=False),
     ]
 
     class Submitted(Message):
@@ -66,12 +75,15 @@ class Entry(TextArea):
             self.move_cursor(result.end_location)
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "question_mark" and not self.text:
-            event.prevent_default()
-            event.stop()
-            await self.app.run_action("show_keys")
+        # Here and not by bindings: those of a key that TextArea takes would have to have priority, and then overtake
+        # what was typed just before.
+        action = "app.show_keys" if event.key == "question_mark" and not self.text else _OWN_KEYS.get(event.key)
+        if action is None:
+            await super()._on_key(event)
             return
-        await super()._on_key(event)
+        event.prevent_default()
+        event.stop()
+        await self.run_action(action)
 
     def action_submit(self) -> None:
         """Take the chosen completion, or send."""

@@ -58,7 +58,7 @@ class TextDialog(ModalScreen["str | None"]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Cancel"),
-        Binding("ctrl+s", "accept", "Take it", priority=True),
+        Binding("ctrl+s", "accept", "Take it"),
     ]
 
     def __init__(self, title: str, text: str, *, note: str = "") -> None:

@@ -152,6 +152,8 @@ class Transcript(ScrollView, can_focus=True):
         self._markdown: MarkdownLines | None = None
         self._texts: list[Text] = []
         self._empty: list[Strip] = []
+        self._follows = True
+        self._last_size = Size()
 
     # -- what is shown
 
@@ -184,7 +186,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def redraw(self) -> None:
         """Draw everything anew: another width, theme or view."""
-        self._draw_all(follow=self._is_at_end)
+        self._draw_all(follow=self._follows)
 
     def leave_tokens(self) -> bool:
         """Take the cursor out of a reply's tokens; whether it was there."""
@@ -262,6 +264,13 @@ class Transcript(ScrollView, can_focus=True):
             self.virtual_size = size
         if follow:
             self.scroll_end(animate=False, immediate=True, x_axis=False)
+        self._follows, self._last_size = follow or self._is_at_end, self.size
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Whether the end is in view is the user's wish, as long as the widget itself stays as it is."""
+        super().watch_scroll_y(old_value, new_value)
+        if self.size == self._last_size:
+            self._follows = self._is_at_end
 
     def _draw(self, item: Node | Notice) -> _Block:
         block = _Block(item)
