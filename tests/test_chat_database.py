@@ -111,6 +111,19 @@ def test_a_resumed_chat_goes_on_as_if_it_had_never_ended(chat: OpenChat, session
         assert "".join(later.say("more")) == text
 
 
+def test_a_question_that_was_never_answered_can_be_sent_again(chat: OpenChat, session: Session) -> None:
+    say(chat, "hello")
+    chat.say("lost")
+    saved = ChatDatabase().find(chat.saving.session_id)
+    assert saved.messages == 3
+    with OpenChat(session, session.converse(sampling=GREEDY, max_tokens=4)) as later:
+        outcome = do(later, "/resume")
+        assert outcome.draft == "lost"
+        assert [message["role"] for message in later.conversation.messages] == ["user", "assistant"]
+        say(later, outcome.draft)
+        assert ChatDatabase().find(saved.id).messages == 5
+
+
 def test_a_state_of_other_adapters_is_not_taken_up(chat: OpenChat, session: Session) -> None:
     say(chat, "hello there, tell me a long story about a dog")
     saved = chat.saving.session_id
@@ -322,6 +335,16 @@ def test_a_damaged_file_and_one_from_the_future(session: Session, tmp_path: Path
         ChatDatabase(future).sessions()
     with pytest.raises(EdgetuneError, match="cannot be"):
         ChatDatabase(tmp_path / "chats.sqlite" / "below.sqlite").save(SavedSession("a"), head=None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_nobody_else_reads_what_was_said(chat: OpenChat) -> None:
+    say(chat, "hello there, this is between us alone, if you do not mind")
+    chat.close()
+    assert chat.saving.database.path.stat().st_mode & 0o077 == 0
+    state = chat.saving.database.state_path(chat.saving.session_id)
+    assert state.is_file()
+    assert state.parent.stat().st_mode & 0o077 == 0
 
 
 def test_two_programs_write_the_same_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from prompt_toolkit.output import DummyOutput
 from edgetune.chat import Conversation, open_session
 from edgetune.chat.adapters import split_scale
 from edgetune.chat.commands import COMMANDS, complete
+from edgetune.chat.database import ChatDatabase
 from edgetune.chat.open_chat import OpenChat
 from edgetune.cli import line_mode
 from edgetune.cli.main import run
@@ -366,7 +368,70 @@ def test_ctrl_c_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "Stopped." in capsys.readouterr().err
 
 
-def test_completion() -> None:
+def test_chats_are_kept_and_resumed_by_flags(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    adapter = adapter_for(tmp_path)
+
+    def chat(lines: list[str], *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(line_mode, "_build_prompt", lambda chat: Typed([*lines]))
+        monkeypatch.setattr(line_mode, "quiet_keyboard", nullcontext)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        code, _, err = called(capsys, "chat", "--plain", *arguments)
+        return code, err
+
+    assert chat([], "--continue")[0] == ExitCode.USAGE
+    assert chat(["hello"], str(base_gguf()), "--lora", f"{adapter}:0.5", *FAST)[0] == ExitCode.OK
+    assert chat(["not this one"], str(base_gguf()), "--no-save", *FAST)[0] == ExitCode.OK
+    code, err = chat(["/show", "more"], "--continue", "-t", "1", "-n", "8")
+    assert code == ExitCode.OK
+    assert "Resumed: hello, 2 messages." in err
+    assert "tuned 0.5" in err
+    assert "temp 0" in err
+    (saved,) = ChatDatabase().sessions()
+    assert saved.messages == 4
+    code, err = chat(["/title", "/show"], "--resume", saved.id[:4], "--temp", "0.5", "--system", "Brief.", "-t", "1")
+    assert "temp 0.5" in err
+    assert "Brief." in err
+    assert chat([], "--resume", "nothing")[0] == ExitCode.USAGE
+    assert chat([], "--continue", "--no-save")[0] == ExitCode.USAGE
+    adapter.unlink()
+    code, err = chat([], "--continue", "-t", "1")
+    assert code == ExitCode.OK
+    assert f"/lora {adapter} 0.5" in err
+    with_model = chat([], str(base_gguf(seed=1)), "--resume", saved.id, "-t", "1")
+    assert with_model[0] == ExitCode.OK
+    assert "another model" in with_model[1]
+
+
+def test_a_piped_message_goes_on_with_a_kept_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    first = edgetune("chat", "--plain", str(base_gguf()), *FAST, stdin="hi")
+    assert ChatDatabase().sessions() == []
+    with open_session(base_gguf(), threads=1) as session, OpenChat(session, session.converse(max_tokens=4)) as chat:
+        "".join(chat.say("hello"))
+    second = edgetune("chat", "--plain", "--continue", *FAST, stdin="hi")
+    assert first.returncode == second.returncode == 0
+    assert second.stdout
+    assert ChatDatabase().sessions()[0].messages == 4
+
+
+def test_a_full_context_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    chat_through(["tell me more about it, please"] * 12 + ["/overflow stop", "and again"], monkeypatch)
+    err = capsys.readouterr().err
+    foretold = err.index("with the next message, the oldest turn will leave it")
+    assert foretold < err.index("The context is full: the oldest turn has left it")
+    assert "(stop)" in err
+
+
+def test_a_draft_is_put_into_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = Typed(["hello", "/edit", "/bye"])
+    monkeypatch.setattr(line_mode, "_build_prompt", lambda chat: typed)
+    with open_session(base_gguf(), threads=1) as session, OpenChat(session, session.converse(max_tokens=3)) as chat:
+        line_mode.run_line_mode(chat)
+    assert typed.drafts == ["", "", "/edit hello"]
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with open_session(base_gguf(), threads=1) as session:
         session.set_adapter(lora_gguf(), 1.0)
         chat = OpenChat(session, session.converse())
@@ -379,6 +444,16 @@ def test_completion() -> None:
         assert words("/set ") == ["parameter"]
         assert "top_k" in words("/set parameter to")
         assert words("hello") == words("/temp ") == []
+        assert words("/vote ") == ["up", "down", "off"]
+        assert words("/preset gr") == ["greedy"]
+        assert words("/export pa") == ["pairs"]
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "notes.md").touch()
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "deep.txt").touch()
+        assert words("look at @") == ["notes.md", "sub/"]
+        assert words("look at @sub/") == ["sub/deep.txt"]
+        assert words("look at @nowhere/") == []
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ class ChatDatabase:
         if expected_bytes > _STATE_BYTES:
             return False
         mine = self.state_path(session_id)
+        mine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         others = [(path.stat(), path) for path in mine.parent.glob("*.kv") if path != mine]
         others.sort(key=lambda one: one[0].st_mtime)
         while others and expected_bytes + sum(stat.st_size for stat, _ in others) > _STATE_BYTES:
@@ -263,6 +264,8 @@ class ChatDatabase:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # What people say to a model is theirs alone.
+            self.path.touch(mode=0o600, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False)
             try:
                 self._prepare(connection)

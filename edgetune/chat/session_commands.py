@@ -55,13 +55,18 @@ def resume(chat: OpenChat, arguments: str) -> Outcome:
 def resume_session(chat: OpenChat, saved: SavedSession) -> Outcome:
     """Go on with `saved`."""
     restored = chat.saving.resume(chat.conversation, saved)
-    lines = [f"Resumed: {saved.title or saved.id[:8]}, {len(chat.conversation.messages)} messages."]
+    conversation, draft = chat.conversation, ""
+    lines = [f"Resumed: {saved.title or saved.id[:8]}, {len(conversation.messages)} messages."]
+    if conversation.messages and conversation.messages[-1]["role"] == "user":
+        # Its process ended before the first word of the reply.
+        draft = conversation.undo()
+        lines.append("The last message has no reply yet; it can be sent again.")
     if restored:
         lines.append(f"{restored} tokens of it need no evaluation.")
     if saved.fingerprint and chat.session.fingerprint and saved.fingerprint != chat.session.fingerprint:
         lines.append(f"It was held with another model: {saved.model}")
     lines += _missing(chat, saved.adapters)
-    return Outcome("\n".join(lines), moved=True)
+    return Outcome("\n".join(lines), draft=draft, moved=True)
 
 
 def title(chat: OpenChat, arguments: str) -> Outcome:

@@ -31,13 +31,12 @@ _KEYS = (
 _SHORT_MESSAGE = "And what else?"
 
 
-def run_line_mode(chat: OpenChat) -> None:
-    """Read turns and commands until the user leaves."""
+def run_line_mode(chat: OpenChat, *, draft: str = "") -> None:
+    """Read turns and commands until the user leaves; `draft` is in the first line already."""
     prompt = _build_prompt(chat)
     chat.keys = _KEYS
     adapters = ", ".join(chat.session.adapter_names())
     say_dim(f"{chat.session.name}{f' with {adapters}' if adapters else ''}. /help lists the commands, /bye leaves.")
-    draft = ""
     while True:
         try:
             text = unquote(valid_text(prompt.prompt(">>> ", default=draft)))
