@@ -49,7 +49,7 @@ def test_turns_are_kept_in_order(chat: Conversation) -> None:
 
 def test_only_what_is_new_is_evaluated(chat: Conversation, engine: LlamaEngine) -> None:
     say(chat, "hello there")
-    held = list(engine._cached)
+    held = list(engine.cached_ids)
     reply = chat.ask("and then?")
     "".join(reply)
     assert reply.timings.reused_tokens == len(held)
