@@ -276,3 +276,28 @@ def test_llamas_log_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     with LlamaEngine.open(base_gguf(), threads=1, verbose=True):
         pass
     assert "llama" in capfd.readouterr().err
+
+
+def test_a_context_of_a_few_tokens_works_as_far_as_it_goes() -> None:
+    with LlamaEngine.open(base_gguf(), threads=1, ctx_size=1) as engine:
+        ids = [300 + number for number in range(min(8, engine.context_size - 1))]
+        if not ids:
+            return
+        with LlamaEngine.open(base_gguf(), threads=1) as other:
+            expected = continue_ids(other, ids, 4)
+        assert continue_ids(engine, ids, 4) == expected[: engine.context_size - len(ids) + 1]
+        assert engine.logits(ids).shape[0] == len(ids)
+
+
+def test_quantized_values_want_flash_attention() -> None:
+    with pytest.raises(UsageError, match="flash attention"):
+        LlamaEngine.open(base_gguf(), threads=1, cache_type_v="q8_0", flash_attn="off")
+
+
+def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
+    content = bytearray(base_gguf().read_bytes())
+    content[-4096:] = b"\xff" * 4096
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(content)
+    with LlamaEngine.open(path, threads=1) as engine, pytest.raises(CorruptFileError, match="no number"):
+        continue_ids(engine, [300, 301])

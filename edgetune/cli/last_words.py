@@ -14,6 +14,8 @@ from typing import Any
 from edgetune.errors import ExitCode
 
 _kept: list[Any] = []
+_FULL_SCREEN_OFF = b"\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1049l\x1b[?25h\x1b[0m"
+"""Mouse and paste reports off, back from the other screen, cursor on: for an app that filled the terminal."""
 
 
 def speak_before_aborting() -> None:
@@ -28,7 +30,29 @@ def speak_before_aborting() -> None:
     callback = kind(_leave)
     set_callback.argtypes, set_callback.restype = [kind], ctypes.c_void_p
     set_callback(callback)
-    _kept.append(callback)
+    _kept.extend((callback, _terminal_state()))
+
+
+def _terminal_state() -> Any:
+    """How the terminal on stdin is set now; None when there is none."""
+    try:
+        import termios
+    except ImportError:
+        return None
+    try:
+        return termios.tcgetattr(0)
+    except (termios.error, OSError, ValueError):
+        return None
+
+
+def _restore_terminal() -> None:
+    state = _kept[1]
+    if state is not None:
+        import termios
+
+        if termios.tcgetattr(0) != state:
+            os.write(2, _FULL_SCREEN_OFF)
+            termios.tcsetattr(0, termios.TCSANOW, state)
 
 
 def _leave(message: bytes) -> None:
@@ -37,6 +61,7 @@ def _leave(message: bytes) -> None:
     place, colon, what = reason.partition(": ")
     reason = f"{os.path.basename(place)}{colon}{what}"
     sys.stdout.flush()
+    _restore_terminal()
     os.write(
         2,
         f"error: llama.cpp gave up: {reason}.\n"

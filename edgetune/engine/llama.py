@@ -21,6 +21,7 @@ from edgetune.engine import native
 from edgetune.engine.backends import list_devices
 from edgetune.engine.batch import Batch
 from edgetune.engine.cache import KvCache, Slot
+from edgetune.engine.candidates import read_logits
 from edgetune.engine.draft import DraftModel, open_draft
 from edgetune.engine.generation import LlamaGeneration, as_candidates
 from edgetune.engine.interrupt import Stopped, interruptible
@@ -42,7 +43,7 @@ from edgetune.engine.speculation import NgramDrafter, Speculation, StepCosts
 from edgetune.engine.state_file import read_state_file, write_state_file
 from edgetune.engine.together import run_together
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
-from edgetune.errors import UsageError
+from edgetune.errors import CorruptFileError, UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 
 _ABORTED = 2
@@ -51,11 +52,13 @@ _ABORTED = 2
 class LlamaEngine:
     """A loaded model; see `protocol.Engine`."""
 
-    def __init__(self, header: GgufHeader, model: Any, context: Any, *, batch_size: int, identity: str) -> None:
+    def __init__(self, header: GgufHeader, model: Any, context: Any, *, identity: str) -> None:
         """Take over `model` and `context`; use `open`. `identity` names what decides the numbers in the KV cache."""
         self._header, self._model, self._context = header, model, context
-        self._batch_size, self._identity = batch_size, identity
-        self._batch = Batch(batch_size)
+        self._identity = identity
+        # A small context makes llama.cpp take smaller batches than asked for.
+        self._batch_size: int = lib.llama_n_batch(context)
+        self._batch = Batch(self._batch_size)
         self._vocab = lib.llama_model_get_vocab(model)
         self._loaded: dict[tuple[Path, int, int], Any] = {}
         self._adapters: tuple[LoraSpec, ...] = ()
@@ -102,7 +105,6 @@ class LlamaEngine:
         kv_bytes = kv_bytes_per_token(header, type_k=cache_type_k, type_v=cache_type_v)
         gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
         ctx_size = check_context(header, ctx_size, kv_bytes, gpus)
-        batch_size = max(batch_size, LOGIT_ROWS)
         key = _file_key(path)
         gpu_layers = gpu_layers_for(header, gpu_layers, kv_bytes * ctx_size, gpus)
         model = load_model(path, header, gpu_layers=gpu_layers)
@@ -112,7 +114,7 @@ class LlamaEngine:
                 path,
                 ctx_size=ctx_size,
                 threads=threads,
-                batch_size=batch_size,
+                batch_size=max(batch_size, LOGIT_ROWS),
                 cache_type_k=cache_type_k,
                 cache_type_v=cache_type_v,
                 flash_attn=flash_attn,
@@ -121,7 +123,7 @@ class LlamaEngine:
             lib.llama_model_free(model)
             raise
         identity = f"{key} {cache_type_k} {cache_type_v} {flash_attn} {native.version()}"
-        engine = cls(header, model, context, batch_size=batch_size, identity=identity)
+        engine = cls(header, model, context, identity=identity)
         engine._bytes_per_token, engine._is_on_gpu = int(kv_bytes), bool(gpus and gpu_layers)
         try:
             engine.set_adapters(lora)
@@ -282,8 +284,9 @@ class LlamaEngine:
         self._apply(self._adapter_key)
         slot = self.cache.take(self._adapter_key, ids)
         try:
-            for start in range(0, len(ids), LOGIT_ROWS):
-                chunk = ids[start : start + LOGIT_ROWS]
+            rows = min(LOGIT_ROWS, self._batch_size)
+            for start in range(0, len(ids), rows):
+                chunk = ids[start : start + rows]
                 self._decode([(slot, chunk)], every_output=True)
                 pointer = lib.llama_get_logits(self._context)
                 yield start, np.ctypeslib.as_array(pointer, (len(chunk), self.tokenizer.n_vocab))
@@ -331,7 +334,8 @@ class LlamaEngine:
 
     def guess_limit(self) -> int:
         """How many guesses the context has room for beside the tokens that are certain."""
-        return max(0, min(self.cache.room() - self.cache.running, LOGIT_ROWS // 4 - 1))
+        most = min(LOGIT_ROWS // 4, self._batch_size) - 1
+        return max(0, min(self.cache.room() - self.cache.running, most))
 
     def _begin(self, generation: LlamaGeneration) -> None:
         """Take a sequence for `generation` and evaluate its prompt as far as the cache does not hold it."""
@@ -351,6 +355,7 @@ class LlamaEngine:
             for start in range(kept, len(ids), self._batch_size):
                 chunk = ids[start : start + self._batch_size]
                 (generation.row,) = self._decode([(slot, chunk)])
+            self._check_output(generation.row)
 
     def _decode(self, parts: Sequence[tuple[Slot, Sequence[int]]], *, every_output: bool = False) -> list[int]:
         """Evaluate the parts in one batch; returns the row of each part's first output."""
@@ -375,6 +380,14 @@ class LlamaEngine:
             slot.ids.extend(ids)
         self._peeked = (parts[-1][0], rows[-1])
         return rows
+
+    def _check_output(self, row: int) -> None:
+        if not np.isfinite(read_logits(self._context, row, self.tokenizer.n_vocab).max()):
+            self.forget()
+            raise CorruptFileError(
+                f"{self.path} answers with what is no number, with {len(self._applied)} adapters on it.",
+                hint="Is one of the files damaged? Convert it again.",
+            )
 
     def _speculation(self) -> Speculation | None:
         if not self.can_go_back or not (self._draft or self._draft_ngrams):

@@ -15,7 +15,7 @@ from edgetune.engine.cache import SEQUENCES
 from edgetune.engine.memory import BYTES_PER_VALUE, choose_context, layers_that_fit
 from edgetune.engine.native import lib
 from edgetune.engine.tokenizer import vocab_overrides
-from edgetune.errors import ResourceError, UnsupportedError
+from edgetune.errors import ResourceError, UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader
 from edgetune.hardware import available_memory, physical_cores, total_memory
 
@@ -25,6 +25,7 @@ FlashAttention = Literal["auto", "on", "off"]
 CACHE_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
+_PLAIN_TYPES = ("f32", "f16", "bf16")
 FLASH_ATTENTION = {"auto": -1, "on": 1, "off": 0}
 LOGIT_ROWS = 64
 """Positions whose logits one evaluation may return; bounds llama.cpp's output buffers."""
@@ -60,7 +61,11 @@ def open_context(
     cache_type_v: CacheType,
     flash_attn: FlashAttention,
 ) -> Any:
-    """A context of `model` with room for `ctx_size` tokens over all its sequences. Raises `ResourceError`."""
+    """A context of `model` with room for `ctx_size` tokens. Raises `ResourceError`, `UsageError`."""
+    if flash_attn == "off" and cache_type_v not in _PLAIN_TYPES:
+        raise UsageError(
+            f"Values can only be cached as {cache_type_v} with flash attention.", hint="Leave out -fa off, or -ctv."
+        )
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = ctx_size
     parameters.n_batch = parameters.n_ubatch = batch_size

@@ -78,6 +78,7 @@ class Sampling:
                 raise UsageError(f"{field.name} is {value}; it has to be a finite number.")
         _demand(self.repeat_penalty > 0, "repeat_penalty", self.repeat_penalty, "more than 0")
         _demand(self.mirostat in (0, 1, 2), "mirostat", self.mirostat, "0, 1 or 2")
+        _demand(self.seed < 1 << 32, "seed", self.seed, "less than 4294967296")
         for name in ("repeat_last_n", "dry_penalty_last_n", "seed"):
             _demand(getattr(self, name) >= -1, name, getattr(self, name), "-1 or more")
         for name in ("top_p", "min_p", "typical", "xtc_probability", "xtc_threshold"):
@@ -105,7 +106,7 @@ class Sampling:
         try:
             value = _as_bool(text) if isinstance(default, bool) else type(default)(text)
         except ValueError as error:
-            raise UsageError(f"{name} takes a {type(default).__name__}, not {text!r}.") from error
+            raise UsageError(f"{name} takes {_KINDS[type(default)]}, not {text!r}.") from error
         changes: dict[str, object] = {name: value}
         return replace(self, **changes)  # type: ignore[arg-type]
 
@@ -119,6 +120,9 @@ _ALIASES = {
     "mirostat_eta": "mirostat_lr",
     "penalty_repeat": "repeat_penalty",
 }
+
+
+_KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "a text"}
 
 
 def _names() -> list[str]:
