@@ -207,6 +207,13 @@ def test_what_llama_would_leave_out_or_needs_more_than_a_switch_is_refused(engin
             engine.set_adapters([LoraSpec(path)])
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e30])
+def test_scales_that_are_none_are_refused(engine: LlamaEngine, scale: float) -> None:
+    with pytest.raises(UsageError, match="no scale"):
+        engine.set_adapters([LoraSpec(lora_gguf(), scale)])
+    assert engine.adapters == ()
+
+
 def test_a_missing_adapter_or_a_model_as_adapter_is_refused(engine: LlamaEngine, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no adapter"):
         engine.set_adapters([LoraSpec(tmp_path / "nothing.gguf")])

@@ -47,6 +47,7 @@ from edgetune.errors import CorruptFileError, UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 
 _ABORTED = 2
+_LARGEST_SCALE = 1e6
 
 
 class LlamaEngine:
@@ -410,6 +411,9 @@ class LlamaEngine:
 
     def _load_adapters(self, adapters: Sequence[LoraSpec]) -> AdapterKey:
         """Load what is not loaded yet; the active ones with their scales."""
+        for adapter in adapters:
+            if not abs(adapter.scale) <= _LARGEST_SCALE:
+                raise UsageError(f"{adapter.scale} is no scale for {adapter.path}.", hint="Mostly between -2 and 2.")
         active = [adapter for adapter in adapters if adapter.scale != 0]
         keys = [_file_key(adapter.path) for adapter in active]
         for key in keys:
