@@ -325,7 +325,6 @@ REFUSED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         **one,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True},
     },
-    "single_word": lambda one: {**one, "added_tokens": [{"id": 5, "content": "x y", "single_word": True}]},
 }
 
 

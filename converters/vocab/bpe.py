@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
-from converters.vocab.files import TokenizerFiles, require_plain
+from converters.vocab.files import TokenizerFiles
+from converters.vocab.matching import check_added_tokens
 from converters.vocab.merges import merge_lines
 from converters.vocab.pre_tokenizer import recognise
 from converters.vocab.tokens import TokenTable
@@ -33,8 +34,9 @@ def read_byte_level(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
         )
     table = TokenTable(vocab_size)
     table.add_vocabulary(vocabulary)
+    forms = [str(step["type"]) for step in normalizer_steps(tokenizer)]
+    check_added_tokens(files.added_tokens.values(), normal_form="".join(forms[-1:]))
     for token in files.added_tokens.values():
-        require_plain(token)
         table.add_token(token)
     return {
         "tokenizer.ggml.model": "gpt2",

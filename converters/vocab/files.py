@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,8 @@ class TokenizerFiles:
             # transformers matches a named token in texts also where no list has it.
             vocabulary = (self.tokenizer.get("model") or {}).get("vocab")
             known: dict[str, int] = vocabulary if isinstance(vocabulary, dict) else {}
+            if known:
+                _require_assigned_ids(added.values(), known)
             for text in self._named_special_tokens() & known.keys():
                 added.setdefault(known[text], AddedToken(known[text], text, is_listed=False))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -102,12 +104,20 @@ def token_text(entry: object) -> str | None:
     return entry if isinstance(entry, str) else None
 
 
-def require_plain(token: AddedToken) -> None:
-    """Refuse an added token that llama.cpp would match elsewhere."""
-    if token.single_word:
-        raise UnsupportedModel(
-            f"The added token {token.content!r} is matched as a whole word only (single_word), which GGUF cannot say."
-        )
+def _require_assigned_ids(listed: Iterable[AddedToken], vocabulary: Mapping[str, int]) -> None:
+    """Refuse listed ids that are not the ones Hugging Face gives out: it numbers new tokens without gaps."""
+    given: dict[str, int] = {}
+    following = len(vocabulary)
+    for token in listed:
+        expected = given.get(token.content, vocabulary.get(token.content, following))
+        if token.id != expected:
+            raise UnsupportedModel(
+                f"The added token {token.content!r} is listed with the id {token.id}, but transformers numbers added "
+                f"tokens without gaps and gives it the id {expected}.",
+                hint="Fill the gap with added tokens that are never used, so that every id is as the model knows it.",
+            )
+        given[token.content] = expected
+        following = max(following, expected + 1)
 
 
 def _added_token(number: int, entry: Mapping[str, Any]) -> AddedToken:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from converters.errors import UnsupportedModel
 from converters.vocab.bpe import bpe_parts, check_model, check_normalizers, normalizer_steps
-from converters.vocab.files import TokenizerFiles, require_plain, token_text
+from converters.vocab.files import TokenizerFiles, token_text
+from converters.vocab.matching import check_added_tokens
 from converters.vocab.merges import merge_pairs
 from converters.vocab.proto import read_sentencepiece
 from converters.vocab.tokens import TokenTable, TokenType
@@ -47,8 +48,8 @@ def read_sentencepiece_bpe(files: TokenizerFiles, vocab_size: int) -> dict[str, 
             table.types[number] = TokenType.BYTE
         elif text == model.get("unk_token"):
             table.types[number] = TokenType.UNKNOWN
+    check_added_tokens(files.added_tokens.values())
     for token in files.added_tokens.values():
-        require_plain(token)
         table.add_token(token)
         if not token.is_listed and token.content == token_text(files.config.get("unk_token")):
             table.types[token.id] = TokenType.UNKNOWN

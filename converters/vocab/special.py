@@ -7,6 +7,7 @@ from typing import Any
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.vocab.files import TokenizerFiles, token_text
+from converters.vocab.tokens import STOP_TEXTS
 from converters.writer import Value
 
 _KEYS = {
@@ -20,12 +21,6 @@ _KEYS = {
 }
 _STOP_KEYS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 """Besides the EOS, llama.cpp stops at the tokens named by these."""
-_STOP_TEXTS = (
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
-    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
-    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
-)
-"""Texts of tokens at which llama.cpp stops whatever the file says."""
 _PRES_WITH_BOS = ("llama-bpe", "tekken")
 """Pre-tokenizers under which llama.cpp adds a BOS unless told not to."""
 
@@ -136,7 +131,7 @@ def _stop_ids(files: TokenizerFiles) -> list[int]:
 
 
 def _stop_keys(stops: Iterable[int], ids: Mapping[str, int], tokens: Mapping[str, int]) -> dict[str, Value]:
-    known = {tokens[text] for text in _STOP_TEXTS if text in tokens} | {ids.get("eos", -1)}
+    known = {tokens[text] for text in STOP_TEXTS if text in tokens} | {ids.get("eos", -1)}
     more = [number for number in stops if number not in known]
     if len(more) > len(_STOP_KEYS):
         raise UnsupportedModel(

@@ -8,6 +8,13 @@ from enum import IntEnum
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.vocab.files import AddedToken
 
+STOP_TEXTS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+)
+"""Texts of tokens at which llama.cpp stops, and which it takes for control tokens, whatever the file says."""
+
 
 class TokenType(IntEnum):
     """llama.cpp's kinds of token."""
@@ -46,7 +53,7 @@ class TokenTable:
         """Add an added token; one that the embedding has no row for is left out, as the model could not read it."""
         if token.id >= self.size:
             return
-        control = token.special or looks_special(token.content)
+        control = is_control(token)
         # llama.cpp matches user-defined tokens in the text as written.
         self._texts[token.id] = token.content if control else token.content.replace("▁", " ")
         self.types[token.id] = TokenType.CONTROL if control else TokenType.USER_DEFINED
@@ -59,6 +66,11 @@ class TokenTable:
             twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
             raise CorruptCheckpoint(f"The tokenizer has the token {twice!r} twice; llama.cpp takes each text once.")
         return texts
+
+
+def is_control(token: AddedToken) -> bool:
+    """Whether the GGUF holds the added token as one that is never made from what a person writes."""
+    return token.special or looks_special(token.content) or token.content in STOP_TEXTS
 
 
 def looks_special(text: str) -> bool:

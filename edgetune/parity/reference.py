@@ -64,6 +64,12 @@ class Reference:
         return self.tokenizer.encode_rendered(rendered)
 
     @cached_property
+    def added_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that are found in any text, the control tokens aside."""
+        added = self.tokenizer.backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added) - self.tokenizer.control_ids.keys()
+
+    @cached_property
     def special_ids(self) -> dict[str, int | None]:
         """BOS and EOS by name, where known."""
         if self.hugging_face is None:

@@ -71,13 +71,20 @@ _CONTROL_LIMIT = 24
 """Vocabularies with thousands of reserved tokens have their first and last ones tried."""
 
 
-def stress_texts(control_tokens: Iterable[str], *, seed: int = 20240229) -> list[str]:
-    """Texts that tokenizers are known to disagree on; the vocabulary's own `control_tokens` are spelled in some."""
-    tokens = sorted(control_tokens, key=lambda token: (len(token), token))
-    half = _CONTROL_LIMIT // 2
-    chosen = tokens if len(tokens) <= _CONTROL_LIMIT else [*tokens[:half], *tokens[-half:]]
-    spelled = [pattern.format(token) for token in chosen for pattern in _CONTROL_PATTERNS]
+def stress_texts(control_tokens: Iterable[str], *, added_tokens: Iterable[str] = (), seed: int = 20240229) -> list[str]:
+    """Texts that tokenizers are known to disagree on; the vocabulary's own tokens are spelled in some.
+
+    `added_tokens` are those that a tokenizer finds in any text although they are no control tokens.
+    """
+    spelled = [*_spelled(control_tokens), *_spelled(added_tokens)]
     return [*_STRESS, *spelled, *random_texts(100, seed=seed)]
+
+
+def _spelled(tokens: Iterable[str]) -> Iterable[str]:
+    ordered = sorted(tokens, key=lambda token: (len(token), token))
+    half = _CONTROL_LIMIT // 2
+    chosen = ordered if len(ordered) <= _CONTROL_LIMIT else [*ordered[:half], *ordered[-half:]]
+    return (pattern.format(token) for token in chosen for pattern in _CONTROL_PATTERNS)
 
 
 def random_texts(count: int, *, seed: int) -> list[str]:
