@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 
 from converters.base import Family, find_family
+from converters.card import card_metadata
 from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, row_count
 from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, TensorType
@@ -65,7 +66,8 @@ def convert_base(
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
         vocabulary = read_vocabulary(tokenizer_dir, family.config.natural("vocab_size"))
         name = harmless_name(model_dir.resolve().name, vocabulary)
-        keys = {**_general_metadata(name, family, wanted, outputs), **vocabulary, **(metadata or {})}
+        general = {**_general_metadata(name, family, wanted, outputs), **card_metadata(model_dir)}
+        keys = {**general, **vocabulary, **(metadata or {})}
         _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
 
 

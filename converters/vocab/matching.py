@@ -40,7 +40,8 @@ def check_added_tokens(tokens: Iterable[AddedToken], *, normal_form: str = "") -
 def _check_alone(token: AddedToken, normal_form: str) -> None:
     if token.single_word:
         raise UnsupportedModel(
-            f"The added token {token.content!r} is matched as a whole word only (single_word), which GGUF cannot say."
+            f"The added token {token.content!r} is matched as a whole word only (single_word), which GGUF cannot say.",
+            hint="Set single_word to false for it in tokenizer.json's added_tokens, and train with that tokenizer.",
         )
     if is_control(token):
         if token.content in _ALWAYS_TEXT:
