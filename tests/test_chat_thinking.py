@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.chat import Conversation, Node
+from edgetune.chat import Conversation, Node, Tree
 from edgetune.chat.attachments import attach_files, path_start
 from edgetune.chat.thinking import Thinking, find_thinking
 from edgetune.chat.tool_calls import calls_tool
@@ -349,3 +349,30 @@ def test_paths_are_completed() -> None:
     assert path_start("@") == ""
     assert path_start("a@b") is None
     assert path_start("@a b") is None
+
+
+def test_a_long_history_is_not_rendered_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = _template("{{ m.content }}")
+    tree = Tree()
+    for number in range(64):
+        tree.add(Node("user", f"Question {number}?", parent=tree.head))
+        tree.add(Node("assistant", "Yes.", parent=tree.head, ids=(89, 101, 115, 46)))
+    engine = ScriptedEngine(template, "Sure.")
+    engine.context_size = 1000
+    rendered: list[int] = []
+    render = ChatTemplate.render
+
+    def counted(self: ChatTemplate, messages: Any, **options: Any) -> Rendered:
+        rendered.append(len(messages))
+        return render(self, messages, **options)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    conversation = Conversation(engine, tree=tree)  # type: ignore[arg-type]
+    reply = conversation.ask("And?")
+    assert reply.dropped_turns > 32
+    assert sum(length > 2 for length in rendered) <= 10
+    assert reply.timings.prompt_tokens <= 750
+    # As few turns left as it takes.
+    one_more = conversation.first_in_context - 2
+    conversation.first_in_context = one_more
+    assert len(conversation.prompt_ids()) > 750

@@ -279,7 +279,7 @@ class Conversation:
         first, prompt = self._fit(path)
         size, room = self._engine.context_size, self._room()
         dropped = _count_turns(path, self.first_in_context, first)
-        refused = len(prompt.ids) >= size or (self.overflow == "stop" and len(prompt.ids) > room)
+        refused = len(prompt.ids) >= size or self._stops(path, prompt)
         return Forecast(len(prompt.ids), room, size, dropped, refused)
 
     def _answer(
@@ -294,7 +294,7 @@ class Conversation:
         """The reply to `path`, whose last message `new` enters the tree only when nothing is in the way."""
         setting = setting or Setting(self.sampling)
         first, prompt = self._fit(path, template=setting.template)
-        self._refuse_overflow(prompt)
+        self._refuse_overflow(path, prompt)
         if new is not None and new.role == "tool" and new.content.strip() not in prompt.text:
             raise UsageError(
                 "The model's chat template has no place for a tool's answer.", hint="Say it as a message instead."
@@ -336,7 +336,7 @@ class Conversation:
         return self._prompts.build(
             template,
             [*system, *(self._outgoing(node) for node in shown)],
-            replies={index: node for index, node in enumerate(shown, len(system)) if self._knows_tokens_of(node)},
+            replies=[node for node in shown if self._knows_tokens_of(node)],
             tools=self.tools,
             for_reply=for_reply,
         )
@@ -354,16 +354,29 @@ class Conversation:
 
     def _fit(self, path: Sequence[Node], *, template: ChatTemplate | None = None) -> tuple[int, Prompt]:
         """(index of the first message shown, prompt), with as many of the oldest turns left out as it takes."""
-        room, first = self._room(), self.first_in_context
+        first = self.first_in_context
         prompt = self._prompt(path, first, template=template)
-        while self.overflow != "stop" and len(prompt.ids) > room and (following := _next_turn(path, first)) is not None:
-            first = following
-            prompt = self._prompt(path, first, template=template)
+        if self.overflow == "stop" or len(prompt.ids) <= self._room():
+            return first, prompt
+        # A long history is not rendered once for each of its turns.
+        turns = [index for index in range(first + 1, len(path)) if path[index].role == "user"]
+        low, high = 0, len(turns) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            shorter = self._prompt(path, turns[middle], template=template)
+            if len(shorter.ids) <= self._room() or middle == len(turns) - 1:
+                first, prompt, high = turns[middle], shorter, middle - 1
+            else:
+                low = middle + 1
         return first, prompt
 
-    def _refuse_overflow(self, prompt: Prompt) -> None:
+    def _stops(self, path: Sequence[Node], prompt: Prompt) -> bool:
+        """Whether the policy lets nothing more be said."""
+        return self.overflow == "stop" and len(path) > 1 and len(prompt.ids) > self._room()
+
+    def _refuse_overflow(self, path: Sequence[Node], prompt: Prompt) -> None:
         tokens, size = len(prompt.ids), self._engine.context_size
-        if self.overflow == "stop" and tokens > self._room() and len(self.tree.path()) > 1:
+        if self._stops(path, prompt):
             raise UsageError(
                 f"The context is full: the conversation takes {tokens} of {size} tokens with this message.",
                 hint="Let the oldest turns leave it with /overflow drop, or begin anew with /clear.",
@@ -386,10 +399,6 @@ class Conversation:
     def _tell(self, *nodes: Node) -> None:
         if self.recorder is not None:
             self.recorder.changed(self, *nodes)
-
-
-def _next_turn(path: Sequence[Node], start: int) -> int | None:
-    return next((index for index in range(start + 1, len(path)) if path[index].role == "user"), None)
 
 
 def _count_turns(path: Sequence[Node], start: int, end: int) -> int:

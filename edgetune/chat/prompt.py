@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgetune.chat.marks import QUESTION, shared_length
 from edgetune.chat.tree import Node
 from edgetune.engine.protocol import Tokenizer
 from edgetune.errors import UsageError
 from edgetune.template import ChatTemplate, Rendered, split_control
 
+_LONGEST_CONTROL_TOKEN = 256
 _REMEMBERED = 8
 """How many prompts are kept to go on from; more than undo, retry and a look at another branch go back in practice."""
 
@@ -52,36 +54,34 @@ class PromptBuilder:
         """`tokenizer` is the engine's."""
         self._tokenizer = tokenizer
         self._known: list[Prompt] = []
+        self._openings: dict[str, str] = {}
 
     def build(
         self,
         template: ChatTemplate,
         messages: Sequence[Mapping[str, Any]],
         *,
-        replies: Mapping[int, Node],
+        replies: Sequence[Node],
         tools: Sequence[Mapping[str, Any]] = (),
         for_reply: bool = True,
     ) -> Prompt:
-        """The prompt for `messages`; `replies` are the generated ones by their index, with their own tokens.
+        """The prompt for `messages`; `replies` are those of them that have tokens of their own, in order.
 
         `for_reply` ends it where the next reply begins. Raises `UsageError` when the template refuses the messages.
         """
         rendered = template.render(messages, tools=tools or None, add_generation_prompt=for_reply)
-        start = self._go_on_from(template, rendered, replies)
-        ids, marks = list(start.ids), list(start.marks)
+        known = self._go_on_from(template, rendered, replies)
+        ids, marks = list(known.ids), list(known.marks)
         done = {mark.node for mark in marks}
-        for index, node in replies.items():
-            if node.id in done or node.meta.get("cut"):
+        opening = self._opening(template)
+        for node in replies:
+            if node.id in done or node.meta.get("cut") or not opening:
                 continue
-            try:
-                before = template.render(messages[:index], tools=tools or None, add_generation_prompt=True).text
-            except UsageError:
-                continue
-            said, at = _spelled(node), marks[-1].end if marks else 0
-            end = len(before) + len(said)
-            if at <= len(before) and rendered.text.startswith(before + said) and _breaks(template, rendered, end):
-                ids += [*self._tokenizer.encode_rendered(_part(rendered, at, len(before))), *node.ids]
-                marks.append(_Mark(node.id, len(before), end, len(ids)))
+            at = marks[-1].end if marks else 0
+            start = _find_said(template, rendered, opening, _spelled(node), at)
+            if start is not None:
+                ids += [*self._tokenizer.encode_rendered(_part(rendered, at, start)), *node.ids]
+                marks.append(_Mark(node.id, start, start + len(_spelled(node)), len(ids)))
         ids += self._tokenizer.encode_rendered(_part(rendered, marks[-1].end if marks else 0, len(rendered.text)))
         return Prompt(rendered, ids, tuple(marks))
 
@@ -96,9 +96,15 @@ class PromptBuilder:
         known = Prompt(Rendered(prompt.text + said, prompt.rendered.cuts), ids, (*prompt.marks, mark))
         self._known = [*self._known[-_REMEMBERED:], known]
 
-    def _go_on_from(self, template: ChatTemplate, rendered: Rendered, replies: Mapping[int, Node]) -> Prompt:
+    def _opening(self, template: ChatTemplate) -> str:
+        """What the template writes right before a reply that is asked for."""
+        if template.source not in self._openings:
+            self._openings[template.source] = _read_opening(template)
+        return self._openings[template.source]
+
+    def _go_on_from(self, template: ChatTemplate, rendered: Rendered, replies: Sequence[Node]) -> Prompt:
         """The longest beginning of `rendered` that is known, up to the end of a reply; empty when none is."""
-        here = {node.id for node in replies.values()}
+        here = {node.id for node in replies}
         best = Prompt(Rendered(""), [])
         for known in reversed(self._known):
             for mark in reversed(known.marks):
@@ -120,6 +126,28 @@ def _spelled(node: Node) -> str:
     return str(node.meta.get("spelled", node.generated))
 
 
+def _read_opening(template: ChatTemplate) -> str:
+    try:
+        plain = template.render([QUESTION]).text
+        asked = template.render([QUESTION], add_generation_prompt=True).text
+    except UsageError:
+        return ""
+    # Where nothing opens a reply, it follows what closes the question.
+    return asked[shared_length(plain, asked) :] or asked.rpartition(QUESTION["content"])[2]
+
+
+def _find_said(template: ChatTemplate, rendered: Rendered, opening: str, said: str, at: int) -> int | None:
+    """Where, from `at` on, `said` stands as a whole reply after `opening`; None when it does not."""
+    while (found := rendered.text.find(opening + said, at)) >= 0:
+        start = found + len(opening)
+        # What a message spells is no opening.
+        is_ours = not any(found < cut < start for cut in rendered.cuts)
+        if is_ours and _breaks(template, rendered, start + len(said)):
+            return start
+        at = found + 1
+    return None
+
+
 def _agree(known: Rendered, rendered: Rendered, mark: _Mark) -> bool:
     # The same characters are other tokens where they are a message's own, so the cuts before the reply count too.
     if rendered.text[: mark.end] != known.text[: mark.end]:
@@ -133,7 +161,7 @@ def _cuts_before(rendered: Rendered, end: int) -> tuple[int, ...]:
 
 def _breaks(template: ChatTemplate, rendered: Rendered, position: int) -> bool:
     """Whether nothing merges across `position`: a control token, or nothing at all, comes next."""
-    rest = _part(rendered, position, len(rendered.text))
+    rest = _part(rendered, position, position + _LONGEST_CONTROL_TOKEN)
     return not rest.text or split_control(rest, template.control_tokens)[0][1]
 
 
