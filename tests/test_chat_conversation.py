@@ -284,3 +284,25 @@ def test_the_conversation_needs_no_llama(chat: Conversation) -> None:
 
     scripted: Any = Scripted(chat._engine)  # type: ignore[arg-type]
     assert say(Conversation(scripted, sampling=SAMPLING, max_tokens=5), "hello")
+
+
+def test_shifting_evaluates_only_the_new_turn_where_dropping_evaluates_what_stays() -> None:
+    def last_turns(overflow: str) -> tuple[list[int], list[int]]:
+        with LlamaEngine.open(base_gguf(), threads=1, ctx_size=256) as small:
+            chat = Conversation(small, sampling=Sampling(temp=0, ignore_eos=True), max_tokens=12)
+            chat.overflow = "shift" if overflow == "shift" else "drop"
+            evaluated, dropped = [], []
+            for number in range(8):
+                reply = chat.ask(f"This is message number {number}.")
+                "".join(reply)
+                evaluated.append(reply.timings.prompt_tokens - reply.timings.reused_tokens)
+                dropped.append(reply.dropped_turns)
+            return evaluated, dropped
+
+    shifted, left = last_turns("shift")
+    again, left_too = last_turns("drop")
+    assert left == left_too
+    assert any(left)
+    turn = left.index(1) if 1 in left else next(index for index, count in enumerate(left) if count)
+    assert shifted[turn] < again[turn]
+    assert max(shifted[1:]) - min(shifted[1:]) <= 4

@@ -103,6 +103,10 @@ def test_a_branch_keeps_what_came_before_the_alternative(chat: Conversation, eng
     assert "".join(reply) == reply.text == reply.node.content
     assert reply.node.ids[: index + 1] == (*node.ids[:index], other.id)
     assert chat.siblings(node.id) == [node, reply.node]
+    # Its own beginning is seen as it was chosen, with what else there was.
+    assert reply.node.choices[:index] == node.choices[:index]
+    assert reply.node.choices[index].alternatives == node.choices[index].alternatives
+    assert reply.node.choices[index].probability == other.probability
     assert reply.node.meta["branched_from"] == {"node": node.id, "token": index}
     # The same tokens from a cold start: nothing of the first reply is left in the way.
     engine.forget()

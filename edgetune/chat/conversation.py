@@ -16,7 +16,7 @@ from edgetune.chat.prompt import Prompt, PromptBuilder
 from edgetune.chat.reply import Reply
 from edgetune.chat.thinking import Thinking, find_thinking
 from edgetune.chat.tree import Node, Tree
-from edgetune.engine.protocol import Engine, LoraSpec
+from edgetune.engine.protocol import Engine, LoraSpec, TokenChoice
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
 from edgetune.template import ChatTemplate
@@ -175,7 +175,8 @@ class Conversation:
             raise UsageError(f"That message has {len(node.ids)} tokens of its own, none at {token_index}.")
         path = self.tree.path(node_id)[:-1]
         origin = {"branched_from": {"node": node_id, "token": token_index}}
-        return self._answer(path, prefix=(*node.ids[:token_index], alternative_id), meta=origin)
+        prefix = (*node.ids[:token_index], alternative_id)
+        return self._answer(path, prefix=prefix, meta=origin, known=_chosen(node, token_index, alternative_id))
 
     def begin_reply(self, text: str) -> Reply:
         """Another reply in the place of the last one that begins with `text` and goes on from there."""
@@ -290,8 +291,12 @@ class Conversation:
         prefix: Sequence[int] = (),
         meta: dict[str, Any] | None = None,
         setting: Setting | None = None,
+        known: Sequence[TokenChoice] = (),
     ) -> Reply:
-        """The reply to `path`, whose last message `new` enters the tree only when nothing is in the way."""
+        """The reply to `path`, whose last message `new` enters the tree only when nothing is in the way.
+
+        `known`: what the tokens of `prefix` were chosen from.
+        """
         setting = setting or Setting(self.sampling)
         first, prompt = self._fit(path, template=setting.template)
         self._refuse_overflow(path, prompt)
@@ -317,7 +322,7 @@ class Conversation:
         else:
             self.tree.head = path[-1].id if path else None
         node = Node("assistant", "", parent=self.tree.head, meta={**(meta or {}), **self._describe(setting)})
-        return Reply(self, generation, prompt=prompt, node=node, head_before=before, dropped=dropped)
+        return Reply(self, generation, prompt=prompt, node=node, head_before=before, dropped=dropped, known=known)
 
     def _describe(self, setting: Setting) -> dict[str, Any]:
         adapters = self._engine.adapters if setting.adapters is None else setting.adapters
@@ -403,3 +408,13 @@ class Conversation:
 
 def _count_turns(path: Sequence[Node], start: int, end: int) -> int:
     return sum(node.role == "user" for node in path[start:end])
+
+
+def _chosen(node: Node, token_index: int, alternative_id: int) -> list[TokenChoice]:
+    """What the kept tokens of a reply and the alternative were chosen from, as far as that was recorded."""
+    if len(node.choices) <= token_index:
+        return []
+    there = node.choices[token_index]
+    found = next((one for one in there.alternatives if one.id == alternative_id), None)
+    chances = (found.probability, found.sampled) if found else (0.0, 0.0)
+    return [*node.choices[:token_index], TokenChoice(alternative_id, 0, 0, *chances, there.alternatives)]

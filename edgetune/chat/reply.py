@@ -5,7 +5,8 @@ Made by `Conversation`. One thread iterates; `cancel` and `change_sampling` may 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgetune.chat.presets import changes
@@ -31,9 +32,10 @@ class Reply:
         node: Node,
         head_before: str | None,
         dropped: int,
+        known: Sequence[TokenChoice] = (),
     ) -> None:
         """Nothing is evaluated before the first step; `head_before` is where the conversation returns to if nothing is
-        said."""
+        said; `known` is what the tokens that the reply begins with were chosen from."""
         self.generation = generation
         """The engine's side of it."""
         self.node = node
@@ -41,6 +43,7 @@ class Reply:
         self.dropped_turns = dropped
         """How many of the oldest turns had to leave the context for this one."""
         self._conversation, self._prompt, self._head_before = conversation, prompt, head_before
+        self._known = tuple(known)
         self._is_over = False
 
     def __iter__(self) -> Iterator[str]:
@@ -87,7 +90,7 @@ class Reply:
     def update(self) -> None:
         """Bring `node` up to what was said so far."""
         node, generation = self.node, self.generation
-        node.ids, node.choices = tuple(generation.ids), list(generation.choices)
+        node.ids, node.choices = tuple(generation.ids), list(self.choices)
         thinking = self._conversation.thinking
         node.content = generation.text
         if thinking is not None:
@@ -129,7 +132,11 @@ class Reply:
     @property
     def choices(self) -> list[TokenChoice]:
         """What each token was chosen from, where the conversation records that."""
-        return self.generation.choices
+        own = self.generation.choices
+        if not self._known or not own:
+            return own
+        kept = [replace(known, start=one.start, end=one.end) for known, one in zip(self._known, own, strict=False)]
+        return [*kept, *own[len(kept) :]]
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -12,9 +12,9 @@ the vocabulary. What is sent back is decided by rendering, too:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 from edgetune.chat.marks import QUESTION, TAG, mark_before, render_after_question, shared_length
 from edgetune.chat.tree import Node
@@ -29,10 +29,6 @@ _USUAL = ("<think>", "<thinking>", "<thought>", "<reasoning>", "<seed:think>", "
 """Looked up in vocabularies whose template says nothing."""
 _REASONING, _ANSWER = "Weigh the Xylophone", "Take the Quagga"
 _CALL = {"id": "call12345", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
-
-
-class _Speller(Protocol):
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Thinking:
         """A reply's text with its control tokens, where the marks are made of them."""
         if not self.control_tokens:
             return text
-        return cast(_Speller, tokenizer).decode(ids, special=True).decode(errors="replace")
+        return tokenizer.decode(ids, special=True).decode(errors="replace")
 
     def read(self, node: Node, text: str, tokenizer: Tokenizer, *, running: bool = False) -> None:
         """Split a reply's `text` into content and reasoning of its `node`."""

@@ -152,7 +152,7 @@ class KvCache:
         lib.llama_memory_seq_rm(self._memory, slot.number, start, start + count)
         lib.llama_memory_seq_add(self._memory, slot.number, start + count, -1, -count)
         del slot.ids[start : start + count]
-        slot.key = _Shifted(slot.key)
+        slot.key = _Shifted(adapters_of(slot))
         return True
 
     def room(self) -> int:
@@ -228,6 +228,11 @@ class KvCache:
         self.truncate(slot, 0)
         lib.llama_memory_seq_cp(self._memory, best.number, slot.number, 0, length)
         slot.ids[:] = best.ids[:length]
+
+
+def adapters_of(slot: Slot) -> Hashable:
+    """The adapter set of its entries, moved or not."""
+    return slot.key.key if isinstance(slot.key, _Shifted) else slot.key
 
 
 def _gap(held: Sequence[int], wanted: Sequence[int]) -> int:

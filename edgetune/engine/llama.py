@@ -20,7 +20,7 @@ from edgetune.adapter_fit import check_runnable
 from edgetune.engine import native
 from edgetune.engine.backends import list_devices
 from edgetune.engine.batch import Batch
-from edgetune.engine.cache import KvCache, Slot
+from edgetune.engine.cache import KvCache, Slot, adapters_of
 from edgetune.engine.candidates import read_logits
 from edgetune.engine.draft import DraftModel, open_draft
 from edgetune.engine.generation import LlamaGeneration, as_candidates
@@ -155,7 +155,7 @@ class LlamaEngine:
     def cached_ids(self) -> tuple[int, ...]:
         """The tokens of the sequence used last, where they were evaluated under the adapters of now."""
         latest = self.cache.latest
-        return tuple(latest.ids) if latest.key == self._adapter_key else ()
+        return tuple(latest.ids) if adapters_of(latest) == self._adapter_key else ()
 
     @property
     def cached_tokens(self) -> int:

@@ -5,7 +5,7 @@ Values only: no bindings are imported here, so that an engine on another runtime
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -109,6 +109,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
 
     def encode_rendered(self, rendered: Rendered) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes: ...
 
 
 class Generation(Protocol):
