@@ -74,11 +74,15 @@ def resume(options: argparse.Namespace, tokens: int = 2000) -> dict[str, Any]:
 
 
 def sides(options: argparse.Namespace, tokens: int = 96) -> dict[str, Any]:
-    """The same prompt with the base and with an adapter, side by side, against one of the replies alone."""
+    """The same prompt with the base and with an adapter, side by side, against one of the replies alone.
+
+    With the model that is sure of what it says: of a random one, rounding decides what the likeliest token is.
+    """
     alone, together, firsts = [], [], []
-    with _random_engine(options, ctx_size=2048) as engine:
+    with LlamaEngine.open(reciting_qwen(options.build_dir), ctx_size=2048, threads=options.threads) as engine:
         settings: list[list[LoraSpec]] = [[], [LoraSpec(random_adapter(options.build_dir), 0.05)]]
-        prompt = _random_text(200)
+        # From here on, what is said are tokens that stand for characters.
+        prompt = [*_random_text(199), 60]
         _reply(engine, prompt, 2, adapters=settings[1])
         before = psutil.Process().memory_info().rss
         for _ in range(options.rounds):
@@ -110,17 +114,17 @@ def sides(options: argparse.Namespace, tokens: int = 96) -> dict[str, Any]:
     }
 
 
-def draft(options: argparse.Namespace, tokens: int = 192) -> dict[str, Any]:
+def draft(options: argparse.Namespace, tokens: int = 128) -> dict[str, Any]:
     """Greedy decoding with `draft="ngram"` against without, and the same tokens.
 
-    The model recites a sequence. "edit": the prompt has the sequence with every 24th token another one, which the reply
+    The model recites a sequence. "edit": the prompt has the sequence with every 40th token another one, which the reply
     puts right. "nothing": the prompt has nothing of it. "misleading": it has every three tokens of it, and then others.
     """
     start = 1000
     said = list(range(start, start + tokens + 32))
     others = random.Random(1)
     texts = {
-        "edit": [token if at % 24 else others.randrange(90000, 150000) for at, token in enumerate(said, 12)],
+        "edit": [token if at % 40 else others.randrange(90000, 150000) for at, token in enumerate(said, 20)],
         "nothing": [others.randrange(90000, 150000) for _ in said],
         "misleading": [
             token
@@ -128,7 +132,8 @@ def draft(options: argparse.Namespace, tokens: int = 192) -> dict[str, Any]:
             for token in (*said[at : at + 3], others.randrange(90000, 150000))
         ],
     }
-    path, settings = reciting_qwen(options.build_dir), {"ctx_size": 2048, "threads": options.threads}
+    path = reciting_qwen(options.build_dir)
+    settings: dict[str, Any] = {"ctx_size": 2048, "threads": options.threads}
     result: dict[str, Any] = {}
     with LlamaEngine.open(path, **settings) as plain, LlamaEngine.open(path, **settings, draft="ngram") as guessing:
         for name, text in texts.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from edgetune.cli.model_options import choose_model, model_options, open_chosen
 from edgetune.cli.progress import say, show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
+from edgetune.cli.terminal import is_full_screen
 from edgetune.errors import EdgetuneError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def command(
                 conversation.sampling = sampling
         return chat, outcome
 
-    if not plain and _is_full_screen():
+    if not plain and is_full_screen():
         from edgetune.tui import run_chat
 
         # What may take minutes, a conversion, is over before the screen is taken.
@@ -83,14 +83,9 @@ def command(
         with chat:
             show_outcome(outcome)
             if sys.stdin.isatty():
-                run_line_mode(chat)
+                run_line_mode(chat, draft=outcome.draft)
                 return ExitCode.OK
             return ExitCode.INTERRUPTED if run_piped(chat.conversation) else ExitCode.OK
-
-
-def _is_full_screen() -> bool:
-    """Whether there is a terminal on both sides that can show more than lines."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def _find_saved(latest: bool, resume: str, *, no_save: bool) -> SavedSession | None:

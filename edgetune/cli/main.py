@@ -68,10 +68,23 @@ class LazyGroup(click.Group):
             formatter.write_dl([(verb, summary) for verb, (_, summary) in VERBS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgetune")
-def edgetune() -> None:
-    """Adapt a language model on your own machine and run it there, offline."""
+@click.pass_context
+def edgetune(ctx: click.Context) -> None:
+    """Adapt a language model on your own machine and run it there, offline.
+
+    Without a command, on a terminal: a screen with what is on this machine, and what can be done with it.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from edgetune.cli.terminal import is_full_screen
+
+    if not is_full_screen():
+        raise click.exceptions.NoArgsIsHelpError(ctx)
+    from edgetune.cli.home import show_home
+
+    show_home()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

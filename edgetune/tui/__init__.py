@@ -7,12 +7,13 @@ the command line, which opens it through `run_chat`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgetune.chat.open_chat import OpenChat, Outcome
 
-__all__ = ["run_chat"]
+__all__ = ["run_chat", "run_home"]
 
 
 def run_chat(opening: Callable[[], tuple[OpenChat, Outcome]], *, title: str = "") -> None:
@@ -26,3 +27,14 @@ def run_chat(opening: Callable[[], tuple[OpenChat, Outcome]], *, title: str = ""
     app = EdgetuneApp()
     app.first_screen = lambda: app.chat_screen(opening, title=title, is_first=True)
     app.show()
+
+
+def run_home(open_chat: Callable[[Path], tuple[OpenChat, Outcome]]) -> None:
+    """Show what is on this machine and what can be done with it, until the user leaves.
+
+    `open_chat` opens a chat with the model, the adapter or the run at a path, as `run_chat`'s `opening` does.
+    """
+    from edgetune.tui.app import EdgetuneApp
+    from edgetune.tui.home import HomeScreen
+
+    EdgetuneApp(lambda: HomeScreen(open_chat)).show()

@@ -1,0 +1,365 @@
+"""The home screen: what is on this machine, what is offered, and stages that run, fail and are stopped, for real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from textual.widgets import OptionList, Static
+
+from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.cli.home import open_chat
+from edgetune.cli.main import run
+from edgetune.errors import UnsupportedError, UsageError
+from edgetune.event_lines import EventLines, event_line, read_event
+from edgetune.events import Event, Metrics, Notice, Progress
+from edgetune.library import Entry, list_models, register
+from edgetune.paths import write_json
+from edgetune.tui.app import EdgetuneApp
+from edgetune.tui.home import HomeScreen, StageView, details, read_losses
+from edgetune.tui.palette import Palette
+from edgetune.tui.stages import Stage, StageEnd, actions_for, train_arguments, verify_arguments
+from tests.gguf_files import BASE, write_adapter, write_model
+from tests.ggufs import base_gguf, checkpoint
+
+PLAIN = Palette("plain", True, "none", {})
+
+
+def write_run(path: Path, *, finished: bool = True, steps: int = 12) -> Path:
+    path.mkdir()
+    (path / "adapter_config.json").write_text("{}")
+    made = Run(path, Path("/models/base"), "base", BASE, data={"paths": ["/data/rows.jsonl"]}, finished=finished)
+    write_json(path / RUN_RECORD, replace(made, metrics={"step": steps}).record())
+    lines = [json.dumps({"step": at, "split": "train", "loss": 4 - at / 10, "lr": 1e-4}) for at in range(steps)]
+    lines += [json.dumps({"step": at, "split": "valid", "loss": loss}) for at, loss in ((0, 4.0), (steps, 3.0))]
+    (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 13, "split": "tr']))
+    return path
+
+
+def on_screen(scenario: Callable[[Any, HomeScreen], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:
+    async def go() -> None:
+        app = EdgetuneApp(lambda: HomeScreen(open_chat))
+        async with app.run_test(size=size) as pilot:
+            home = app.screen
+            assert isinstance(home, HomeScreen)
+            await until(lambda: home.query_one("#entries", OptionList).option_count > 0)
+            await pilot.pause()
+            await scenario(pilot, home)
+        app.engine_worker.close()
+
+    asyncio.run(go())
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        await asyncio.sleep(0.02)
+
+
+def text_of(value: Any, *, width: int = 100) -> str:
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(value)
+    return capture.get()
+
+
+def shown(home: HomeScreen, selector: str) -> str:
+    return text_of(home.query_one(selector, Static).content)
+
+
+async def choose(pilot: Any, home: HomeScreen, path: Path) -> None:
+    await until(lambda: path in [entry.path for entry in home._entries])
+    home.query_one("#entries", OptionList).highlighted = [entry.path for entry in home._entries].index(path)
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 20), (20, 5), (160, 50)])
+def test_everything_there_is_is_listed_and_described(tmp_path: Path, size: tuple[int, int]) -> None:
+    model = write_model(tmp_path / "tiny-F32.gguf")
+    adapter, trained = write_adapter(tmp_path / "mine.gguf"), write_run(tmp_path / "runs")
+    for path in (model, adapter, trained):
+        register(path)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        assert {entry.name for entry in home._entries} == {"pocket", "tiny-F32", "mine", "runs"}
+        await choose(pilot, home, trained)
+        await until(lambda: "rows.jsonl" in shown(home, "#about"))
+        assert "4.0000 → 2.9000" in shown(home, "#about")
+        assert any(0x2800 < ord(char) <= 0x28FF for char in shown(home, "#about"))  # the curve
+        await choose(pilot, home, adapter)
+        await until(lambda: "rank 4" in shown(home, "#about"))
+        await choose(pilot, home, model)
+        await until(lambda: "128 tokens" in shown(home, "#about"))
+
+    on_screen(scenario, size=size)
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "evil\x1b]0;gotcha\x07\x1b[31m.gguf")
+    register(model)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, model)
+        await until(lambda: "GGUF model" in shown(home, "#about"))
+        assert "\x1b" not in shown(home, "#about")
+        assert "␛]0;gotcha" in shown(home, "#about")
+        prompts = "".join(text_of(option.prompt) for option in home.query_one("#entries", OptionList).options)
+        assert "\x1b" not in prompts
+
+    on_screen(scenario)
+
+
+def test_only_what_can_be_done_is_offered(tmp_path: Path) -> None:
+    def names(entry: Entry) -> list[str]:
+        return [action.name for action in actions_for(entry)]
+
+    model = write_model(tmp_path / "tiny.gguf")
+    assert names(Entry("a", tmp_path, "checkpoint", 0)) == ["chat", "convert", "quantize", "train"]
+    assert names(Entry("a", model, "model", 0)) == ["chat", "quantize", "verify"]
+    assert names(Entry("a", tmp_path / "a.gguf", "adapter", 0)) == ["chat", "verify"]
+    assert names(Entry("a", write_run(tmp_path / "done"), "run", 0)) == ["chat", "convert", "verify", "train"]
+    assert names(Entry("a", write_run(tmp_path / "cut", finished=False), "run", 0)) == ["train"]
+    register(model)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, model)
+        await until(lambda: "Quantize" in shown(home, "#offers"))
+        assert "Train" not in shown(home, "#offers")
+        await pilot.press("t", "x")
+        await pilot.pause()
+        assert pilot.app.screen is home
+        assert not home.is_busy
+
+    on_screen(scenario)
+
+
+def test_training_arguments(tmp_path: Path) -> None:
+    pocket = list_models()[0]
+    assert train_arguments(pocket, "'my rows.jsonl' --epochs 2") == [
+        "train", "-m", str(pocket.path), "-d", "my rows.jsonl", "--epochs", "2",
+    ]  # fmt: skip
+    done = Entry("done", write_run(tmp_path / "done"), "run", 0)
+    assert train_arguments(done, "rows.jsonl") == ["train", "-m", "/models/base", "-d", "rows.jsonl"]
+    cut = Entry("cut", write_run(tmp_path / "cut", finished=False), "run", 0)
+    assert train_arguments(cut, "") == ["train", "--resume", str(cut.path)]
+    for answer in ("", "  ", "--epochs 2", "'open"):
+        with pytest.raises(UsageError):
+            train_arguments(pocket, answer)
+
+
+def test_verifying_finds_the_other_side(tmp_path: Path) -> None:
+    gguf, source = base_gguf(), checkpoint()
+    entry = Entry("base", gguf, "model", 0)
+    with pytest.raises(UnsupportedError, match="is not in the library"):
+        verify_arguments(entry)
+    register(source)
+    assert verify_arguments(entry) == ["verify", str(source.resolve()), str(gguf)]
+    alone = Entry("alone", write_adapter(tmp_path / "alone.gguf"), "adapter", 0)
+    with pytest.raises(UnsupportedError, match="lies in no run"):
+        verify_arguments(alone)
+    unconverted = Entry("run", write_run(tmp_path / "run"), "run", 0)
+    with pytest.raises(UnsupportedError, match="no GGUF adapter yet"):
+        verify_arguments(unconverted)
+
+
+def test_a_stage_runs_and_its_result_is_chosen(tmp_path: Path) -> None:
+    model = tmp_path / "tiny-F32.gguf"
+    model.write_bytes(base_gguf().read_bytes())
+    register(model)
+    made = tmp_path / "tiny-Q8_0.gguf"
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, model)
+        await pilot.press("u")
+        await until(lambda: pilot.app.screen is not home)
+        await pilot.press(*"Q8_0", "enter")
+        await until(lambda: home.is_busy)
+        assert "edgetune quantize" in shown(home, "#stage")
+        await until(lambda: not home.is_busy)
+        assert "done" in shown(home, "#stage")
+        assert made.is_file()
+        await until(lambda: home.chosen is not None and home.chosen.path == made)
+
+    on_screen(scenario)
+
+
+def test_a_stage_that_fails_says_why_and_the_screen_stays(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny-F32.gguf")
+    register(model)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, model)
+        await pilot.press("u")
+        await until(lambda: pilot.app.screen is not home)
+        await pilot.press(*"Q99", "enter")
+        await until(lambda: "failed" in shown(home, "#stage"))
+        assert "Q99" in shown(home, "#stage")
+        # What it would be compared with is not there: said at once, nothing is started.
+        await pilot.press("v")
+        await pilot.pause(0.2)
+        assert not home.is_busy
+
+    on_screen(scenario)
+
+
+def test_one_stage_at_a_time_and_it_can_be_stopped(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny-F32.gguf")
+    register(model)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        # Repetitions without end; a stage as any other.
+        home._run_stage(["bench", str(base_gguf()), "-c", "64", "-p", "16", "-n", "4", "-d", "0", "-r", "1000000"])
+        await until(lambda: "measure" in shown(home, "#stage"))
+        await choose(pilot, home, model)
+        await pilot.press("v")
+        await pilot.pause(0.2)
+        assert "bench" in shown(home, "#stage")
+        await pilot.press("x")
+        await until(lambda: not home.is_busy)
+        assert "stopped" in shown(home, "#stage")
+
+    on_screen(scenario)
+
+
+def test_leaving_asks_when_something_runs_and_stops_it() -> None:
+    ended: list[StageEnd] = []
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        home._run_stage(["bench", str(base_gguf()), "-c", "64", "-p", "16", "-n", "4", "-d", "0", "-r", "1000000"])
+        await until(lambda: "measure" in shown(home, "#stage"))
+        await pilot.press("q")
+        await until(lambda: pilot.app.screen is not home)
+        await pilot.press("n")
+        await until(lambda: pilot.app.screen is home)
+        assert home.is_busy
+        assert home._stage is not None
+        stage = home._stage
+        await pilot.press("q")
+        await until(lambda: pilot.app.screen is not home)
+        await pilot.press("y")
+        assert stage._process is not None
+        ended.append(StageEnd(await stage._process.wait(), ""))
+
+    on_screen(scenario)
+    assert ended[0].was_stopped
+
+
+def test_chatting_with_an_entry_opens_the_chat_and_comes_back() -> None:
+    register(base_gguf())
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, base_gguf())
+        await pilot.press("c")
+        await until(lambda: type(pilot.app.screen).__name__ == "ChatScreen")
+
+    on_screen(scenario)
+
+
+def test_a_model_that_cannot_be_opened_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unconverted, said = write_run(tmp_path / "mine"), list[Exception]()
+    register(unconverted)
+    monkeypatch.setattr(EdgetuneApp, "say_error", lambda app, error: said.append(error))
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, unconverted)
+        await pilot.press("enter")
+        await until(lambda: bool(said))
+        assert "has no GGUF adapter" in str(said[0])
+        await until(lambda: pilot.app.screen is home)
+
+    on_screen(scenario)
+
+
+def test_events_pass_through_lines() -> None:
+    events: list[Event] = [
+        Progress("write", 1, 2, "tensors", "blk.0 \x1b[31m"),
+        Notice("read ü", "warning"),
+        Metrics(3, {"loss": 1.5}, split="valid", extra={"replayed": "yes"}),
+    ]
+    assert [read_event(event_line(event)) for event in events] == events
+    assert all("\n" not in event_line(event) and "\x1b" not in event_line(event) for event in events)
+    for other in ("", "error: no", '{"event": "dance"}', '{"event": "notice", "tex', '{"event": "notice", "words": 1}'):
+        assert read_event(other) is None
+
+
+def test_a_parent_is_told_events_in_place_of_words(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = EventLines()
+    for done in range(1000):
+        tell(Progress("write", done, 999, "tensors"))
+    tell(Notice("made"))
+    events = [read_event(line) for line in capsys.readouterr().err.splitlines()]
+    assert events[0] == Progress("write", 0, 999, "tensors")
+    assert events[-2:] == [Progress("write", 999, 999, "tensors"), Notice("made")]
+    assert len(events) < 500
+
+
+def test_a_stage_is_heard(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    made = tmp_path / "q.gguf"
+    end = asyncio.run(Stage(["quantize", str(base_gguf()), str(made), "Q8_0"]).run(heard.append))
+    assert (end.code, end.output, end.error) == (0, str(made), "")
+    assert any(isinstance(event, Progress) and event.done == event.total for event in heard)
+    assert any(isinstance(event, Notice) and event.text.startswith("Next: edgetune chat") for event in heard)
+    end = asyncio.run(Stage(["quantize", str(tmp_path / "none.gguf"), "Q8_0"]).run(heard.append))
+    assert end.code == 2
+    assert "does not exist" in end.error
+    assert "edgetune convert" in end.hint
+
+
+def test_what_training_tells_is_drawn() -> None:
+    view = StageView()
+    for step in range(1, 30):
+        view.take(Metrics(step, {"loss": 3 - step / 10, "lr": 1e-4, "tokens_per_second": 1234.0}))
+        view.take(Progress("train", step, 60, "steps"))
+    view.take(Metrics(0, {"loss": 3.0}, split="valid"))
+    view.take(Metrics(29, {"loss": 0.25}, split="valid"))
+    view.take(Notice("bad \x1b[2J row", "warning"))
+    text = text_of(view.render("edgetune train", PLAIN, width=78), width=78)
+    for part in ("running", "train 29/60 steps", "loss 0.1000", "3.0000 → 0.2500", "1,234", "bad ␛[2J row"):
+        assert part in text
+    view.end = StageEnd(130, "", "Stopped at step 29.", "edgetune train --resume runs/x")
+    assert "stopped" in text_of(view.render("edgetune train", PLAIN, width=78))
+
+
+def test_damaged_records_are_shown_as_such(tmp_path: Path) -> None:
+    broken = write_run(tmp_path / "broken")
+    (broken / RUN_RECORD).write_text("{")
+    (broken / "metrics.jsonl").write_bytes(b'\xff\xfe{"loss": 1}\n[1]\n{"split": "train", "loss": "x"}\n')
+    assert read_losses(broken) == ([], [])
+    about = text_of(details(Entry("broken", broken, "run", 0), palette=PLAIN, width=60), width=300)
+    assert "not a run record" in about
+    assert actions_for(Entry("broken", broken, "run", 0))
+    elsewhere = tmp_path / "peft"
+    elsewhere.mkdir()
+    (elsewhere / "adapter_config.json").write_text("{}")
+    assert "trained elsewhere" in text_of(details(Entry("peft", elsewhere, "run", 0), palette=PLAIN, width=60))
+
+
+def test_without_a_command_a_terminal_gets_the_screen_and_a_pipe_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[bool] = []
+    monkeypatch.setattr("edgetune.cli.home.show_home", lambda: opened.append(True))
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+    assert not opened
+    monkeypatch.setattr("edgetune.cli.terminal.is_full_screen", lambda: True)
+    assert run([]) == 0
+    assert opened == [True]
+
+
+def test_the_screen_never_imports_torch() -> None:
+    code = (
+        "import sys, edgetune.cli.home, edgetune.tui.home; sys.exit(' '.join({'torch', 'peft'} & {*sys.modules}) or 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
