@@ -27,7 +27,7 @@ from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
 from edgetune.tui.home import HomeScreen, StageView, details, read_losses
 from edgetune.tui.palette import Palette
-from edgetune.tui.stages import Stage, StageEnd, actions_for, train_arguments, verify_arguments
+from edgetune.tui.stages import Stage, StageEnd, actions_for, list_entries, train_arguments, verify_arguments
 from tests.gguf_files import BASE, write_adapter, write_model
 from tests.ggufs import base_gguf, checkpoint
 
@@ -141,6 +141,16 @@ def test_only_what_can_be_done_is_offered(tmp_path: Path) -> None:
         assert not home.is_busy
 
     on_screen(scenario)
+
+
+def test_a_run_that_was_stopped_here_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    write_run(tmp_path / "runs" / "cut", finished=False)
+    register(write_run(tmp_path / "runs" / "done"))
+    assert sorted(entry.name for entry in list_entries()) == ["cut", "done", "pocket"]
+    cut = next(entry for entry in list_entries() if entry.name == "cut")
+    assert [action.title for action in actions_for(cut)] == ["Go on"]
 
 
 def test_training_arguments(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from textual.widgets.option_list import Option
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import EdgetuneError
 from edgetune.events import Event, Metrics, Notice, Progress
-from edgetune.library import Entry, checkpoint_architecture, describe, disk_bytes, list_models
+from edgetune.library import Entry, checkpoint_architecture, describe, disk_bytes
 from edgetune.paths import bytes_text
 from edgetune.plot import braille_plot
 from edgetune.tui.dialogs import AskDialog, LineDialog
@@ -38,6 +38,7 @@ from edgetune.tui.stages import (
     actions_for,
     is_unfinished,
     known_data,
+    list_entries,
     quantize_arguments,
     train_arguments,
     verify_arguments,
@@ -135,7 +136,7 @@ class HomeScreen(Screen[None]):
         """Read the library again and stay on the same entry, or go to `wanted`."""
         before = self.chosen
         wanted = wanted or (before.path if before else None)
-        self._entries = await asyncio.to_thread(list_models)
+        self._entries = await asyncio.to_thread(list_entries)
         entries = self.query_one("#entries", OptionList)
         entries.clear_options()
         entries.add_options([Option(self._row(entry)) for entry in self._entries])

@@ -34,6 +34,15 @@ class Action:
     title: str
 
 
+def list_entries() -> list[Entry]:
+    """What the library knows, and the runs in `runs/` here that it does not: those that were stopped."""
+    known = list_models()
+    paths = {entry.path for entry in known}
+    runs = [record.parent.resolve() for record in Path("runs").glob(f"*/{RUN_RECORD}")]
+    others = [Entry(run.name, run, "run", (run / RUN_RECORD).stat().st_mtime) for run in runs if run not in paths]
+    return [*known, *sorted(others, key=lambda entry: -entry.added)]
+
+
 def actions_for(entry: Entry) -> tuple[Action, ...]:
     """What can be done with `entry`."""
     chat, convert = Action("chat", "Chat"), Action("convert", "Convert")
