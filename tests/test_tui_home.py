@@ -197,7 +197,12 @@ def test_a_stage_runs_and_its_result_is_chosen(tmp_path: Path) -> None:
         assert "edgetune quantize" in shown(home, "#stage")
         await until(lambda: not home.is_busy)
         assert "done" in shown(home, "#stage")
+        assert made.name in shown(home, "#stage")
         assert made.is_file()
+        await until(lambda: home.chosen is not None and home.chosen.path == made)
+        # What names nothing that was made leaves the cursor where it is.
+        home.action_reload(Path("passed"))
+        await pilot.pause(0.5)
         await until(lambda: home.chosen is not None and home.chosen.path == made)
 
     on_screen(scenario)

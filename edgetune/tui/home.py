@@ -56,6 +56,7 @@ _KINDS = {"checkpoint": "model", "run": "run", "model": "GGUF", "adapter": "adap
 _METRICS = "metrics.jsonl"
 _CURVE_ROWS = 5
 _NOTICES = 3
+_OUTPUT_LINES = 8
 _KEYS = {"chat": "c", "convert": "g", "quantize": "u", "verify": "v", "train": "t"}
 
 
@@ -135,13 +136,13 @@ class HomeScreen(Screen[None]):
     async def action_reload(self, wanted: Path | None = None) -> None:
         """Read the library again and stay on the same entry, or go to `wanted`."""
         before = self.chosen
-        wanted = wanted or (before.path if before else None)
         self._entries = await asyncio.to_thread(list_entries)
         entries = self.query_one("#entries", OptionList)
         entries.clear_options()
         entries.add_options([Option(self._row(entry)) for entry in self._entries])
         paths = [entry.path for entry in self._entries]
-        entries.highlighted = paths.index(wanted) if wanted in paths else 0 if paths else None
+        found = [paths.index(path) for path in (wanted, before and before.path) if path in paths]
+        entries.highlighted = next(iter(found), 0) if paths else None
         entries.focus()
         self._show_all()
 
@@ -235,8 +236,8 @@ class HomeScreen(Screen[None]):
         finally:
             self._stage = None
         self._show_stage(now=True)
-        made = Path(self._view.end.output.splitlines()[-1]).absolute() if self._view.end.output else None
-        self.action_reload(made)
+        said = self._view.end.output.splitlines()
+        self.action_reload(Path(said[-1]).resolve() if said else None)
 
     def _row(self, entry: Entry) -> RenderableType:
         palette = Palette.of(self.app)
@@ -313,6 +314,9 @@ class StageView:
         for notice in self._notices if self.end is None or not self.end.error else []:
             style = palette.ink("warning") if notice.level == "warning" else palette.muted
             parts.append(Text(one_line(notice.text), style, no_wrap=True, overflow="ellipsis"))
+        if self.end is not None:
+            output = self.end.output.splitlines()[:_OUTPUT_LINES]
+            parts += [Text(visible(line), no_wrap=True, overflow="ellipsis") for line in output]
         if self.end is not None and self.end.error:
             parts.append(Text(visible(self.end.error), palette.ink("error")))
             parts.append(Text(visible(self.end.hint), palette.muted))
