@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _AS_NOW, _NONE = "as now", "none"
 _ADAPTER, _SCALE, _PRESET = "adapter", "scale", "preset"
 _SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty")
+_WELCOME = "F2 goes to the settings above. Ask below; then a or b says which is better."
 _SEEDS = 2**31
 
 
@@ -106,7 +107,7 @@ class CompareScreen(Screen[None]):
                 with Vertical(classes="compare-side"):
                     yield Static(name, classes="compare-title", id=f"title-{number}", markup=False)
                     yield ControlList(label_width=11, id=f"settings-{number}")
-                    yield Transcript(model_name=name, id=f"reply-{number}")
+                    yield Transcript(model_name=name, welcome=_WELCOME, id=f"reply-{number}")
         yield Composer(
             completer=lambda text: (),
             history=History(home_dir() / "history"),

@@ -70,11 +70,11 @@ class SidePanel(Vertical):
         """Title, plot, the two lists, a line about the control under the cursor."""
         yield Static("", id="side-title", markup=False)
         plot = CandidateBars(rows=_PLOT_ROWS, id="plot")
-        plot.empty = "The next token's distribution, once there is one."
+        plot.empty = "No distribution yet: say something."
         yield plot
         yield ControlList([preset_control([]), *NUMBERS], id="sampling")
         adapters = ControlList(label_width=12, id="adapters")
-        adapters.empty = "No adapter fits this model yet. a adds one."
+        adapters.empty = "None fits this model yet. a adds one."
         yield adapters
         yield Static("", id="side-hint", markup=False)
 

@@ -45,7 +45,7 @@ _THINKING_LINES = 3
 """How much of the reasoning is shown while it goes on."""
 _WELCOME = (
     "Say something below. While it answers, move the sampling (^S), look at every token it chose (^T), and branch where"
-    " you would have chosen another one."
+    " you would have chosen another one.\n \n? keys   / commands   ^P everything"
 )
 _ENDINGS = {"interrupted": "stopped", "length": "cut at the limit"}
 
@@ -133,8 +133,10 @@ class Transcript(ScrollView, can_focus=True):
     class AlternativeTaken(Message):
         """The conversation is to branch at the token under the cursor."""
 
-    def __init__(self, *, model_name: str = "", id: str | None = None) -> None:
+    def __init__(self, *, model_name: str = "", welcome: str = _WELCOME, id: str | None = None) -> None:
+        """`welcome` stands here while nothing was said."""
         super().__init__(id=id)
+        self._greeting = welcome
         self.model_name = model_name
         """What replies are headed with."""
         self.palette: Palette | None = None
@@ -235,8 +237,12 @@ class Transcript(ScrollView, can_focus=True):
             self._draw_live(block)
             self._blocks.append(block)
         self._empty = [] if self._blocks else [self._strip(line) for line in self._welcome()]
-        found = [number for number, block in enumerate(self._blocks) if block.item is selected]
-        self.cursor = found[0] if found and selected is not None else None
+        if selected is not None:
+            # A message that gave way to another one leaves the cursor to what stands in its place.
+            found = [number for number, block in enumerate(self._blocks) if block.item is selected]
+            self.cursor = found[0] if found else self._neighbour(min(self.cursor or 0, len(self._blocks) - 1) + 1, -1)
+            if not found and self.token is not None:
+                self._set_token(None)
         if self.cursor is None and self.token is not None:
             self._set_token(None)
         self._measure(follow=follow)
@@ -398,9 +404,7 @@ class Transcript(ScrollView, can_focus=True):
             Text(),
             Text(self.model_name or "edgetune", colors.ink("primary", bold=True)),
             Text(),
-            *wrapped(Text(_WELCOME, colors.muted), self._width),
-            Text(),
-            Text("? keys   / commands   ^P everything", colors.muted),
+            *(line for text in self._greeting.split("\n") for line in wrapped(Text(text, colors.muted), self._width)),
         ]
 
     @property

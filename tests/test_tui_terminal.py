@@ -1,0 +1,93 @@
+"""The real thing in a real terminal: `edgetune chat` in tmux, typed at, stopped, resized, left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tui_pilot import pocket_gguf
+
+_PATIENCE_S = 90.0
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+
+class Terminal:
+    """A tmux server of our own with one window."""
+
+    def __init__(self, socket: Path, command: str, environment: dict[str, str]) -> None:
+        self._socket, self._environment = socket, environment
+        self.tmux("new-session", "-d", "-x", "80", "-y", "24", command)
+
+    def tmux(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-f", os.devnull, "-S", str(self._socket), *arguments],
+            env={**os.environ, **self._environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout
+
+    def text(self) -> str:
+        return self.tmux("capture-pane", "-p")
+
+    def press(self, *keys: str) -> None:
+        self.tmux("send-keys", *keys)
+
+    def until(self, holds: Callable[[str], bool]) -> str:
+        """Wait until the screen's text `holds`."""
+        end = time.monotonic() + _PATIENCE_S
+        while not holds(text := self.text()):
+            assert time.monotonic() < end, f"waited in vain; the terminal shows:\n{text}"
+            time.sleep(0.1)
+        return text
+
+    def is_over(self) -> bool:
+        return not self.tmux("list-sessions")
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    model = pocket_gguf(tmp_path_factory.mktemp("pocket"))
+    home = tmp_path / "home"
+    command = f"{sys.executable} -m edgetune chat {model} -t 1 --ignore-eos -n 900 2>&1; echo code $? > {tmp_path}/code"
+    # Socket paths have to be short.
+    socket = Path(f"/tmp/edgetune-{os.getpid()}.tmux")
+    environment = {"EDGETUNE_HOME": str(home), "TERM": "xterm-256color"}
+    one = Terminal(socket, f"cd {Path(__file__).resolve().parents[1]}; {command}", environment)
+    yield one
+    one.tmux("kill-server")
+    socket.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_a_chat_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.until(lambda text: "Message, /command" in text)
+    # A burst: the key that sends must not overtake what was typed before it.
+    terminal.press("hello there", "Enter")
+    terminal.until(lambda text: "tok/s" in text)
+    assert "hello there" in terminal.text()
+    terminal.press("Escape")
+    terminal.until(lambda text: "stopped" in text)
+    terminal.press("one", "M-Enter", "two")
+    terminal.until(lambda text: "│ one" in text and "│ two" in text)
+    terminal.press("C-c")
+    terminal.press("C-t")
+    terminal.press("C-s")
+    terminal.until(lambda text: "temperature" in text and "of these" in text)
+    terminal.tmux("resize-window", "-x", "20", "-y", "5")
+    terminal.until(lambda text: len(text.splitlines()) <= 5)
+    terminal.tmux("resize-window", "-x", "120", "-y", "30")
+    terminal.until(lambda text: "pocket" in text and "hello there" in text)
+    raw = terminal.tmux("capture-pane", "-p", "-e")
+    assert "\x1b[" in raw
+    terminal.press("C-q")
+    terminal.until(lambda text: terminal.is_over())
+    assert (tmp_path / "code").read_text(encoding="utf-8") == "code 0\n"

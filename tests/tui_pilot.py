@@ -1,0 +1,180 @@
+"""The chat screen on a real model, driven by keys."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from textual import events
+from textual.pilot import Pilot
+
+from edgetune.chat import Node, Tree, open_session
+from edgetune.chat.open_chat import OpenChat, Outcome
+from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.sampling import Sampling
+from edgetune.tui.app import EdgetuneApp
+from edgetune.tui.chat import ChatScreen
+from edgetune.tui.transcript import Transcript
+from tests.ggufs import base_gguf
+
+ENDLESS = Sampling(temp=0.8, seed=3, ignore_eos=True)
+_PATIENCE_S = 60.0
+_NAMES = {" ": "space", "?": "question_mark", ".": "full_stop", "/": "slash", "@": "at", "-": "minus", ",": "comma"}
+
+
+@lru_cache(1)
+def pocket_gguf(directory: Path) -> Path:
+    """The embedded model as a GGUF in `directory`; made once."""
+    from edgetune.export import export_base
+    from edgetune.library import embedded_model_dir
+
+    path = directory / "pocket.gguf"
+    export_base(embedded_model_dir(), path, sink=lambda event: None)
+    return path
+
+
+@dataclass
+class Driver:
+    """The app, and the ways to wait for it."""
+
+    app: EdgetuneApp
+    pilot: Pilot[None]
+    chat: OpenChat
+
+    @property
+    def screen(self) -> ChatScreen:
+        """The chat's screen, also under a dialog."""
+        return next(screen for screen in self.app.screen_stack if isinstance(screen, ChatScreen))
+
+    @property
+    def tree(self) -> Tree:
+        return self.chat.conversation.tree
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.screen.transcript
+
+    @property
+    def typed(self) -> str:
+        return self.screen.composer.entry.text
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        """Wait for `holds`."""
+        end = time.monotonic() + _PATIENCE_S
+        while not holds():
+            assert time.monotonic() < end, f"waited in vain; the screen:\n{self.text()}"
+            await asyncio.sleep(0.01)
+        await self.pilot.pause()
+
+    async def idle(self) -> None:
+        """Wait until nothing is being made."""
+        await self.pilot.pause()
+        await self.until(
+            lambda: self.screen.run_now is None
+            and not self.app.engine_worker.is_busy
+            and not any(worker.group == "look ahead" and not worker.is_finished for worker in self.app.workers)
+        )
+
+    async def press(self, *keys: str) -> None:
+        """Press keys, one after the other."""
+        await self.pilot.press(*keys)
+
+    async def type(self, text: str) -> None:
+        """Type into what has the focus, as fast as a burst of bytes comes."""
+        for char in text:
+            name = "enter" if char == "\n" else _NAMES.get(char, char)
+            self.app.post_message(events.Key(name, "\r" if char == "\n" else char))
+        await self.pilot.pause()
+
+    async def say(self, text: str) -> Node:
+        """Send a message and wait for the reply."""
+        before = len(self.tree.nodes)
+        await self.type(f"{text}\n")
+        await self.until(lambda: len(self.tree.nodes) > before)
+        await self.idle()
+        return self.tree.path()[-1]
+
+    async def running(self, tokens: int = 3) -> None:
+        """Wait until a reply has so many tokens."""
+        await self.until(
+            lambda: (run := self.screen.run_now) and run.replies and len(run.replies[0].generation.ids) >= tokens
+        )
+
+    @property
+    def told(self) -> str:
+        """The messages that were shown for a while."""
+        return "\n".join(f"{one.title}\n{one.message}" for one in self.app._notifications)
+
+    def text(self) -> str:
+        """What is on the screen."""
+        return screen_text(self.app)
+
+
+def screen_text(app: EdgetuneApp) -> str:
+    """The characters of the screen, line by line."""
+    lines = app.screen._compositor.render_strips(app.size)
+    return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
+
+
+def screen_styles(app: EdgetuneApp) -> list[tuple[str, Any]]:
+    """(text, style) of every segment on the screen, as the terminal would get it."""
+    filters = app.get_line_filters()
+    found: list[tuple[str, Any]] = []
+    for line in app.screen._compositor.render_strips(app.size):
+        strip = line
+        for one in filters:
+            strip = strip.apply_filter(one, app.screen.background_colors[1])
+        found += [(segment.text, segment.style) for segment in strip]
+    return found
+
+
+@asynccontextmanager
+async def chat_app(
+    gguf: Path | None = None,
+    *,
+    size: tuple[int, int] = (100, 30),
+    sampling: Sampling | None = None,
+    max_tokens: int = 24,
+    lora: Sequence[LoraSpec] = (),
+    tree: Tree | None = None,
+    ctx_size: int = 1024,
+    first: Outcome | None = None,
+) -> AsyncIterator[Driver]:
+    """The app with an open chat; a small model with random weights unless `gguf` names another."""
+    opened: list[OpenChat] = []
+    model = gguf or base_gguf()
+
+    def opening() -> tuple[OpenChat, Outcome]:
+        session = open_session(model, threads=1, ctx_size=ctx_size, lora=lora)
+        conversation = session.converse(sampling=sampling or Sampling(seed=3), max_tokens=max_tokens, tree=tree)
+        opened.append(OpenChat(session, conversation))
+        return opened[0], first or Outcome()
+
+    app = EdgetuneApp()
+    app.first_screen = lambda: app.chat_screen(opening, title="pocket", is_first=True)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        end = time.monotonic() + _PATIENCE_S
+        while not isinstance(app.screen, ChatScreen) or not app.screen.is_mounted:
+            if app.failure is not None:
+                raise app.failure
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        driver = Driver(app, pilot, opened[0])
+        await driver.idle()
+        screen = driver.screen
+        yield driver
+        if app.is_running:
+            if screen.run_now is not None:
+                screen.run_now.cancel()
+            await driver.idle()
+            screen.action_leave()
+            await driver.until(lambda: not app.is_running)
+    app.engine_worker.close()
+    if app.failure is not None:
+        raise app.failure
