@@ -318,7 +318,8 @@ class StageView:
             output = self.end.output.splitlines()[:_OUTPUT_LINES]
             parts += [Text(visible(line), no_wrap=True, overflow="ellipsis") for line in output]
         if self.end is not None and self.end.error:
-            parts.append(Text(visible(self.end.error), palette.ink("error")))
+            style = palette.ink("warning" if self.end.was_stopped else "error")
+            parts.append(Text(visible(self.end.error), style))
             parts.append(Text(visible(self.end.hint), palette.muted))
         return Group(*parts)
 
