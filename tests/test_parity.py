@@ -110,7 +110,7 @@ def test_right_files_of_coarse_types_pass(files: Path, tmp_path: Path, quant_typ
     assert report.passed, report
     assert report.logits is not None
     assert report.logits.bounded == "mean_kl"
-    assert report.logits.mean_kl < report.logits.bound / 2
+    assert report.logits.mean_kl < report.logits.bound / 1.4
 
 
 def swap_two_heads(name: str, weight: NDArray[Any]) -> None:

@@ -8,7 +8,7 @@ families and 24 types, right files reach 0.3 to 1.4 times that value.
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import inf, prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,10 @@ _ACTIVATIONS_QUANTIZED = 0.006
 
 MARGIN = 4.0
 """Allowed mean KL, as a multiple of the noise's."""
+LEAST_MARGIN = 1.6
+"""The same where the noise is so large that little more is possible; above what any right file was seen to reach."""
+DECISIVE = 0.5
+"""A bound above this share of what unrelated distributions make decides nothing."""
 FIXED_BOUNDS = {"F32": 1e-4, "F16": 1e-3}
 """Largest KL allowed at any position, in nats, where no tensor is coarser."""
 MINIMUM = {False: 1e-4, True: 2e-2}
@@ -68,9 +72,19 @@ def noise_levels(base: GgufHeader, lora: GgufHeader | None, *, torch_dtype: str)
     )
 
 
-def noise_bound(noise_kl: float, *, is_moe: bool) -> tuple[float, Bounded]:
-    """The bound on the mean KL when noise of the files' size makes a mean KL of `noise_kl`."""
-    return max(MARGIN * noise_kl, MINIMUM[is_moe]), "mean_kl"
+def noise_bound(noise_kl: float, *, is_moe: bool, chance_kl: float = inf) -> tuple[float, Bounded]:
+    """The bound on the mean KL when noise of the files' size makes a mean KL of `noise_kl`.
+
+    `chance_kl` is what distributions that have nothing to do with each other make on this model. KL grows no further
+    there, so that a multiple of a large noise would allow anything: the bound stays half way, on a logarithmic scale.
+    """
+    bound = min(MARGIN * noise_kl, max(LEAST_MARGIN * noise_kl, sqrt(noise_kl * chance_kl)))
+    return max(bound, MINIMUM[is_moe]), "mean_kl"
+
+
+def says_little(bound: float, chance_kl: float) -> bool:
+    """Whether a file that has nothing to do with the model could stay within `bound`, or nearly."""
+    return bound > DECISIVE * chance_kl
 
 
 def _level(header: GgufHeader, extra: float, *, in_layers: bool | None) -> float:

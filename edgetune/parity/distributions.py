@@ -74,6 +74,11 @@ def compare(expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.
     return result
 
 
+def chance_kl(logits: Sequence[NDArray[np.float32]]) -> float:
+    """Mean KL of distributions that have nothing to do with each other: each position's against a distant one's."""
+    return compare(logits, [np.roll(rows, len(rows) // 2, axis=0) for rows in logits]).mean_kl
+
+
 def effect_ratio(
     plain: Sequence[NDArray[np.float32]],
     adapted: Sequence[NDArray[np.float32]],

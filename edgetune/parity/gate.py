@@ -11,7 +11,7 @@ from edgetune.events import Notice, Sink, ignore
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.hardware import available_memory
 from edgetune.parity import bounds, structure, tokens
-from edgetune.parity.distributions import Comparison, compare, effect_ratio, llama_logits
+from edgetune.parity.distributions import Comparison, chance_kl, compare, effect_ratio, llama_logits
 from edgetune.parity.reference import NO_TRANSFORMERS, Reference, effective_template, load_reference
 from edgetune.parity.sequences import choose_sequences, threshold_length
 from edgetune.parity.torch_model import TorchModel, parameter_count
@@ -52,6 +52,7 @@ def verify(
             proof = _Proof(base_dir, header, lora, sink)
             logits = proof.run(model, reference, data_path)
             checks += proof.checks
+            not_checked += proof.not_checked
     else:
         not_checked.append("next-token distributions: the files' structure already differs")
     return ParityReport(gguf_path, lora_path, tuple(checks), logits, tuple(not_checked))
@@ -112,6 +113,7 @@ class _Proof:
         self.parameters = parameter_count(base_dir)
         self.checks: list[ParityCheck] = []
         """What was found besides the distributions."""
+        self.not_checked: list[str] = []
 
     def run(self, model: TorchModel, reference: Reference | None, data_path: Path | None) -> LogitsParity:
         """Compare on the chosen sequences and grade."""
@@ -178,4 +180,13 @@ class _Proof:
             with model.noise(levels, seed=seed):
                 noisy = model.logits(sequences, label="bound", sink=self.sink)
             draws.append(compare(expected, noisy))
-        return bounds.noise_bound(sum(draw.mean_kl for draw in draws) / len(draws), is_moe=self.is_moe)
+        chance = chance_kl(expected)
+        noise = sum(draw.mean_kl for draw in draws) / len(draws)
+        bound, bounded = bounds.noise_bound(noise, is_moe=self.is_moe, chance_kl=chance)
+        if bounds.says_little(bound, chance):
+            kind = bounds.coarsest_type(self.header, *([self.lora] if self.lora else []))
+            self.not_checked.append(
+                f"the weights, closely: {kind} alone costs this model {noise:.2g} nats, another model's would be "
+                f"{chance:.2g} (prove an F16 or Q8_0 file of it)"
+            )
+        return bound, bounded
