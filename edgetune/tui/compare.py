@@ -83,7 +83,7 @@ class CompareScreen(Screen[None]):
         Binding("b", "prefer(1)", "B is better"),
         Binding("e", "edit", "Write a better answer, from the one in focus"),
         Binding("s", "save('pairs')", "Add the verdict to a file of preference pairs"),
-        Binding("t", "save('rows')", "Add the better answer to a file of training rows"),
+        Binding("S", "save('rows')", "Add the better answer to a file of training rows"),
         Binding("i", "to_input", "To the input"),
         Binding("question_mark", "app.show_keys", "Keys", show=False),
     ]
@@ -293,6 +293,16 @@ class CompareScreen(Screen[None]):
         if (name := str(event.widget.id)).startswith(("reply-", "settings-")):
             self._focused_side = int(name[-1])
 
+    def on_transcript_wished(self, event: Transcript.Wished) -> None:
+        """The keys on a message that mean something here: edit, vote."""
+        event.stop()
+        if event.wish == "edit":
+            self.action_edit()
+        elif event.wish in ("up", "down"):
+            self.action_prefer(self._focused_side if event.wish == "up" else 1 - self._focused_side)
+        elif event.wish == "copy":
+            self.app.copy_to_clipboard(event.node.content)
+
     @work
     async def action_prefer(self, side: int) -> None:
         """Vote one up and the other down, and go on with the better one."""
@@ -308,7 +318,7 @@ class CompareScreen(Screen[None]):
 
         await self.edgetune.engine_worker.run(vote)
         self._show_nodes()
-        self.edgetune.say(f"{'AB'[side]} is better.", hint="s adds the pair to a file, t the better answer alone.")
+        self.edgetune.say(f"{'AB'[side]} is better.", hint="s adds the pair to a file, S the better answer alone.")
 
     @work
     async def action_edit(self) -> None:

@@ -57,7 +57,7 @@ class Palette:
                 colors[name] = Color.parse(value)
             except ValueError:
                 colors[name] = Color(128, 128, 128)
-        return cls(f"{theme.name}/{kind}", theme.dark, kind, colors)
+        return _known.setdefault((theme.name, kind), cls(f"{theme.name}/{kind}", theme.dark, kind, colors))
 
     def ink(self, name: str, *, bold: bool = False) -> Style:
         """Text in a colour of the theme."""
@@ -136,3 +136,5 @@ class Palette:
 
 _LEVELS = 9
 """How many shades there are."""
+_known: dict[tuple[str, str], Palette] = {}
+"""By theme and kind; asked for with every line."""
