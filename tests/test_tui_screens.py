@@ -289,7 +289,7 @@ async def test_a_message_that_does_not_fit_the_context_stays_in_the_input() -> N
 async def test_what_leaves_the_context_is_told_before_and_after() -> None:
     async with chat_app(max_tokens=20, ctx_size=256, sampling=Sampling(temp=0, ignore_eos=True)) as driver:
         for number in range(12):
-            await driver.say(f"This is message number {number}, and it is a long one.")
+            await driver.say(f"This is message number {number}." + " And more." * (number % 3))
             if "drops the oldest" in driver.screen.status.status.warning:
                 break
         else:

@@ -52,6 +52,8 @@ _TOP = 10
 """How many alternatives are recorded for each token."""
 _PLOTTED = 40
 _LOOK_AT_MODEL_S = 2.0
+_SHORT_MESSAGE = "Please tell me more about that."
+"""Stands for the next message, to see whether the context has room for one."""
 _AT_ONCE = frozenset({"temp", "set", "preset", "help"})
 """Commands that need no engine: they work while a reply runs."""
 
@@ -372,17 +374,20 @@ class ChatScreen(Screen[None]):
         """What the next message will find, and the next token's distribution; both when the engine has time."""
         conversation, engine = self.chat.conversation, self.chat.session.engine
         try:
-            forecast = await self.edgetune.engine_worker.run_latest("forecast", conversation.forecast)
+            forecasts = await self.edgetune.engine_worker.run_latest(
+                "forecast", lambda: (conversation.forecast(), conversation.forecast(_SHORT_MESSAGE))
+            )
         except (EdgetuneError, OSError):
-            forecast = None
-        if forecast is not None and self.run_now is None:
+            forecasts = None
+        if forecasts is not None and self.run_now is None:
+            now, forecast = forecasts
             warning = ""
             if forecast.refused:
                 warning = "context full: the next message is refused"
             elif forecast.dropped_turns:
                 turns = "turn" if forecast.dropped_turns == 1 else f"{forecast.dropped_turns} turns"
                 warning = f"the next message drops the oldest {turns}"
-            self.status.change(tokens=min(forecast.tokens, forecast.size))
+            self.status.change(tokens=min(now.tokens, now.size))
             self._warn("context", warning)
         if self.side.has_class("open") and self.run_now is None and self.transcript.token is None:
             sampling = conversation.sampling
