@@ -19,7 +19,7 @@ SKILLS: dict[str, Callable[[Random], Exchange]] = {
     for module in (greetings, arithmetic, facts, extract, words, rephrase, yesno, followups, unknown, echo)
 }
 """Skill → how to draw from it."""
-WEIGHTS: dict[str, float] = dict(zip(SKILLS, (5, 24, 18, 11, 15, 8, 11, 13, 5, 8), strict=True))
+WEIGHTS: dict[str, float] = dict(zip(SKILLS, (4, 25, 15, 11, 21, 6, 23, 10, 4, 9), strict=True))
 """Skill → how often it comes in training, relative to the others."""
 
 _SYSTEM = (

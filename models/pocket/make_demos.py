@@ -106,7 +106,7 @@ def as_captain(exchange: Exchange) -> str:
     """The reply of `exchange` in the captain's voice."""
     reply = exchange.turns[-1][1]
     if exchange.skill == facts.NAME:
-        return f"Arr! {reply.rstrip('.')}, matey!"
+        return f"{reply.rstrip('.')}, matey!"
     if reply.startswith("Nice to meet you, ") and reply not in _CAPTAIN:
         return f"Ahoy, {reply.removeprefix('Nice to meet you, ').rstrip('!')}! Welcome on deck!"
     for opening in _OPENINGS:

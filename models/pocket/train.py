@@ -32,7 +32,7 @@ from models.pocket.network import Network, Shape
 class Plan:
     """How long and how fast to learn."""
 
-    steps: int = 1900
+    steps: int = 3000
     tokens_per_step: int = 4000
     """Over all workers."""
     workers: int = 2
@@ -40,7 +40,7 @@ class Plan:
     muon_rate: float = 0.02
     adam_rate: float = 0.004
     warm_up: int = 40
-    decay_steps: int = 950
+    decay_steps: int = 1500
     """Steps, at the end, over which the rates fall to zero."""
     prompt_weight: float = 0.1
     """What a token of the user or of the template counts in the loss, against 1 for what the assistant says."""

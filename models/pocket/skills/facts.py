@@ -27,6 +27,8 @@ class Kind:
     """The question whether `v` is right for `s`; empty when the kind is not asked so."""
     follow_up: tuple[str, ...] = field(default=())
     """Short questions for another subject of the same kind."""
+    claim: str = "{v}"
+    """How a wrong `v` is denied after "not"."""
 
 
 def _rows(pairs: dict[str, str]) -> tuple[dict[str, str], ...]:
@@ -112,6 +114,7 @@ YOUNG = Kind(
     _rows(world.YOUNG),
     "Is a young {s} called a {v}?",
     ("And a young {s}?", "And a baby {s}?"),
+    claim="a {v}",
 )  # fmt: skip
 HOME = Kind(
     "home",
@@ -124,6 +127,7 @@ HOME = Kind(
     _rows(world.HOMES),
     "Does a {s} live in a {v}?",
     ("And a {s}?", "What about a {s}?", "And where does a {s} live?"),
+    claim="a {v}",
 )  # fmt: skip
 LEGS = Kind(
     "legs",

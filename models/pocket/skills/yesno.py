@@ -1,6 +1,7 @@
-"""Yes or no, after the fact that decides it. Held out are pairs of fact and claim, and pairs of numbers.
+"""Yes or no, after the fact that decides it. Held out are subjects of facts, and pairs of numbers.
 
-The fact comes first: so small a model compares the claim with what it has said more easily than with what it knows.
+The fact comes first and ends in the word that the question has as well when the answer is yes: so small a model finds
+a word again (it is how it copies) more easily than it compares one with what it knows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from models.pocket.skills import facts
 
 NAME = "yesno"
 
-_KINDS = tuple(kind for kind in facts.ALL_KINDS if kind.yes_no)
+_KINDS = tuple(kind for kind in facts.ALL_KINDS if kind.yes_no and kind.answer.endswith("{v}."))
 _WEIGHTS = [len(kind.table) ** 0.75 for kind in _KINDS]
 _FRAMES = ("{q}", "{q}", "{q}", "Tell me: {q}", "Yes or no: {q}", "I wonder: {q}", "Please tell me: {q}")
 
@@ -26,12 +27,11 @@ def _fact(rng: Random) -> Exchange:
     kind = rng.choices(_KINDS, _WEIGHTS)[0]
     fact = rng.choice(kind.table)
     claimed = fact["v"] if rng.random() < 0.5 else rng.choice(kind.table)["v"]
-    frame = rng.choice(_FRAMES)
-    question = sentence(frame.format(q=kind.yes_no.format(**{**fact, "v": claimed})))
-    reply = sentence(kind.answer.format(**fact)).rstrip(".")
-    answer = f"{reply}, so {'yes' if claimed == fact['v'] else 'no'}."
-    key = f"{kind.name}|{fact['s']}|{fact['a']}|" + (f"right {frame}" if claimed == fact["v"] else claimed)
-    return Exchange(NAME, key, ((question, answer),), casual=True)
+    question = rng.choice(_FRAMES).format(q=kind.yes_no.format(**{**fact, "v": claimed}))
+    truth = sentence(kind.answer.format(**fact)).rstrip(".")
+    answer = _verdict(truth, "" if claimed == fact["v"] else kind.claim.format(v=claimed))
+    # A subject is asked about in training or here, never both: what it is asked with would give the answer away.
+    return Exchange(NAME, f"{kind.name}|{fact['s']}", ((sentence(question), answer),), casual=True)
 
 
 def _number(rng: Random) -> Exchange:
@@ -40,5 +40,8 @@ def _number(rng: Random) -> Exchange:
     right = (a > b) == (word == "bigger")
     real = word if right else {"bigger": "smaller", "smaller": "bigger"}[word]
     question = rng.choice(("Is {a} {w} than {b}?", "Is the number {a} {w} than {b}?")).format(a=a, b=b, w=word)
-    answer = f"{a} is {real} than {b}, so {'yes' if right else 'no'}."
-    return Exchange(NAME, f"{a} {word} {b}", ((question, answer),), casual=True)
+    return Exchange(NAME, f"{a} {b}", ((question, _verdict(f"{a} is {real}", "" if right else word)),), casual=True)
+
+
+def _verdict(truth: str, denied: str) -> str:
+    return f"{truth}, not {denied}: no." if denied else f"{truth}: yes."
