@@ -76,9 +76,11 @@ class Driver:
         """Wait until nothing is being made."""
         await self.pilot.pause()
         await self.until(
-            lambda: self.screen.run_now is None
-            and not self.app.engine_worker.is_busy
-            and not any(worker.group == "look ahead" and not worker.is_finished for worker in self.app.workers)
+            lambda: (
+                self.screen.run_now is None
+                and not self.app.engine_worker.is_busy
+                and not any(worker.group == "look ahead" and not worker.is_finished for worker in self.app.workers)
+            )
         )
 
     async def press(self, *keys: str) -> None:
