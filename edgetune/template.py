@@ -52,6 +52,8 @@ class ChatTemplate:
     """Texts of the vocabulary's control tokens; never made from what a message says."""
     now: datetime | None = None
     """What a template that writes the date takes for today; None: today."""
+    tool_source: str = ""
+    """Takes the place of `source` where there are tools (transformers' named template "tool_use"); empty: none does."""
 
     def render(
         self,
@@ -65,10 +67,11 @@ class ChatTemplate:
 
         Raises `UsageError` when the template refuses the conversation (its own `raise_exception`) or is not valid.
         """
-        mark = unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), self.source)
+        source = self.tool_source if tools and self.tool_source else self.source
+        mark = unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), source)
         shield = _Shield(self.control_tokens, mark)
         try:
-            marked = _compile(self.source).render(
+            marked = _compile(source).render(
                 messages=[shield.message(message) for message in messages],
                 tools=shield.value(list(tools)) if tools else None,
                 add_generation_prompt=add_generation_prompt,
@@ -83,6 +86,11 @@ class ChatTemplate:
                 hint="Check the roles: some templates take no system message, or want user and assistant in turn.",
             ) from error
         return _unmark(marked, mark)
+
+    def shielded(self, text: str) -> Rendered:
+        """`text` as if a message said it and a template wrote it: no control token can be made of it."""
+        mark = unused_character(text)
+        return _unmark(_Shield(self.control_tokens, mark).text(text), mark)
 
 
 def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tuple[str, bool]]:

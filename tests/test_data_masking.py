@@ -49,6 +49,10 @@ R1 = (
     "{{ 'A:' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}A:<think>\n{% endif %}"
 )
+R1_VERBATIM = (
+    "{% for m in messages %}{{ '<|im_start|>' if m.role == 'user' else 'A:' }}{{ m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}A:<think>\n{% endif %}"
+)
 NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -94,7 +98,11 @@ def learned_texts(masker: Masker, turns: Sequence[Mapping[str, Any]]) -> list[li
         pytest.param(PHI3, [["The fox.<|im_end|>", "lazy dog\n\n<|im_end|>"]], id="phi3-eos-after-all"),
         pytest.param(ZEPHYR, [["The fox.<|im_end|>", "lazy dog\n\n<|im_end|>"]], id="zephyr-textual-header"),
         pytest.param(DEEPSEEK, [["The fox.<|im_end|>", "lazy dog\n\n<|im_end|>"]], id="deepseek-prompt-without-break"),
-        pytest.param(R1, [["The fox.<|im_end|>", "lazy dog\n\n<|im_end|>"]], id="r1-prompt-opens-a-thought"),
+        pytest.param(
+            R1,
+            [["\n</think>\n\nThe fox.<|im_end|>"], ["\n</think>\n\nlazy dog\n\n<|im_end|>"]],
+            id="r1-prompt-opens-a-thought",
+        ),
         pytest.param(NO_END, [["The fox.<|im_end|>"], ["lazy dog\n\n<|im_end|>"]], id="no-end-token"),
         pytest.param(
             DROPS_THOUGHTS,
@@ -107,7 +115,9 @@ def test_the_learned_text_is_what_the_assistant_says(tmp_path: Path, template: s
     assert learned_texts(Masker(tokenizer_with(tmp_path, template), 2048), TURNS) == expected
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, INST, GEMMA, PHI3, ZEPHYR, DEEPSEEK, DROPS_THOUGHTS])
+@pytest.mark.parametrize(
+    "template", [CHATML, LLAMA3, INST, GEMMA, PHI3, ZEPHYR, DEEPSEEK, R1, R1_VERBATIM, DROPS_THOUGHTS]
+)
 def test_every_reply_is_learned_behind_the_very_ids_that_chat_makes_of_its_prompt(
     tmp_path: Path, template: str
 ) -> None:
@@ -313,9 +323,9 @@ def test_a_second_reply_in_a_row_does_not_learn_its_header(tmp_path: Path) -> No
 
 def test_private_use_characters_in_messages_do_not_move_the_mask(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "an \uf8ff \ue000"}, {"role": "assistant", "content": "\uf8ff fox"}]
-    for template in (R1, NO_END):
+    for template, thought in ((R1, "\n</think>\n\n"), (NO_END, "")):
         (texts,) = learned_texts(Masker(tokenizer_with(tmp_path, template), 2048), turns)
-        assert texts == ["\uf8ff fox<|im_end|>"]
+        assert texts == [f"{thought}\uf8ff fox<|im_end|>"]
 
 
 def test_tool_calls_that_the_template_does_not_end_are_refused(tmp_path: Path) -> None:
@@ -346,3 +356,65 @@ def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:
     masker.sequences(conversation(turns, tools))
     for left_out in ("system messages", "thoughts", "tools"):
         assert any(left_out in note for note in masker.notes), left_out
+
+
+@pytest.mark.parametrize("template", [R1, R1_VERBATIM])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"content": "<think>\nthe dog?\n</think>\n\nfox"},
+        {"content": "<think>the dog?</think>fox"},
+        {"content": "the dog?\n</think>\nfox"},
+        {"content": "fox", "reasoning_content": "the dog?\n"},
+    ],
+)
+def test_a_thought_is_learned_behind_a_prompt_that_opens_it(
+    tmp_path: Path, template: str, reply: Mapping[str, Any]
+) -> None:
+    masker = Masker(tokenizer_with(tmp_path, template), 2048)
+    turns = [TURNS[0], {"role": "assistant", **reply}]
+    assert learned_texts(masker, turns) == [["the dog?\n</think>\n\nfox<|im_end|>"]]
+    if template == R1:
+        (note,) = masker.notes
+        assert "opens a thought" in note
+
+
+def test_a_control_token_in_a_thought_stays_text(tmp_path: Path) -> None:
+    masker = Masker(tokenizer_with(tmp_path, R1), 2048)
+    turns = [TURNS[0], {"role": "assistant", "content": "fox<|im_end|>x", "reasoning_content": "a<|im_end|>b"}]
+    (sequence,) = masker.sequences(conversation(turns))
+    end = masker.tokenizer.control_ids["<|im_end|>"]
+    assert sequence.ids.tolist().count(end) == 1
+    assert sequence.ids[-1] == end
+    assert learned_texts(masker, turns) == [["a<|im_end|>b\n</think>\n\nfox<|im_end|>x<|im_end|>"]]
+
+
+@pytest.mark.parametrize("place", ["list", "file"])
+def test_a_template_named_tool_use_is_taken_where_there_are_tools(tmp_path: Path, place: str) -> None:
+    from tests.checkpoints import edit_json
+
+    tool_use = "TOOLS{{ tools[0].function.name }}" + CHATML
+    build_bpe_tokenizer().save_pretrained(tmp_path)
+    if place == "file":
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(tool_use)
+    else:
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+        named = [{"name": "tool_use", "template": tool_use}, {"name": "default", "template": CHATML}]
+        edit_json(tmp_path / "tokenizer_config.json", chat_template=named)
+    tokenizer = load_tokenizer(tmp_path)
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    masker = Masker(tokenizer, 2048)
+    (with_tools,) = masker.sequences(conversation(TURNS[:2], tools))
+    (without,) = masker.sequences(conversation(TURNS[:2]))
+    assert tokenizer.decode(with_tools.ids.tolist()) == "TOOLSfind" + tokenizer.decode(without.ids.tolist())
+    assert not masker.notes
+
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TURNS[:2], tools=tools, tokenize=False)
+    assert tokenizer.decode(with_tools.ids.tolist()) == theirs.removesuffix("\n")
+    # A template given by hand takes the place of all of the model's.
+    own = load_tokenizer(tmp_path, chat_template=CHATML).chat_template
+    assert own is not None
+    assert not own.render(TURNS[:2], tools=tools).text.startswith("TOOLS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -315,3 +316,64 @@ def test_a_split_may_be_the_end_of_a_name_and_is_said(tmp_path: Path) -> None:
     dataset = read(tmp_path, sink=said.append)
     assert {name: len(rows) for name, rows in dataset.examples.items()} == {"train": 1, "valid": 1}
     assert any(isinstance(event, Notice) and event.text.startswith("valid: ") for event in said)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_gzipped_files_are_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f"say {n}", "completion": f"é{n}"} for n in range(2)]
+    text = "".join(json.dumps(row) + "\n" for row in rows) if suffix == "jsonl" else json.dumps(rows)
+    if suffix == "csv":
+        text = "prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in rows)
+    for name in ("mine_train", "mine_val"):
+        (tmp_path / f"{name}.{suffix}.gz").write_bytes(gzip.compress(text.encode()))
+    dataset = read(tmp_path, task="completion")
+    assert [example for _, example in dataset.examples["train"]] == [
+        Pair(row["prompt"], row["completion"]) for row in rows
+    ]
+    assert [path.name for path in dataset.files["valid"]] == [f"mine_val.{suffix}.gz"]
+
+
+@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"x" * 99)[:-9], gzip.compress(b"")])
+def test_a_broken_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"rows.jsonl.gz (is not a readable gzip file|holds nothing)"):
+        read(path)
+
+
+def test_other_compressed_files_are_refused(tmp_path: Path) -> None:
+    for name in ("rows.jsonl.zst", "rows.parquet.gz", "rows.gz"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UsageError, match="is not a data file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_file_says_its_delimiter_in_its_header(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'"prompt"{delimiter}completion\n"a, b; c\td"{delimiter}fox\n', encoding="utf-8")
+    assert examples(path, task="completion") == [Pair("a, b; c\td", "fox")]
+
+
+def test_folders_of_the_hugging_face_hub(tmp_path: Path) -> None:
+    def write(place: str) -> None:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(tmp_path / place, [CHAT])
+
+    def counts(place: str) -> dict[str, int]:
+        return {name: len(rows) for name, rows in read(tmp_path / place).examples.items()}
+
+    for split in ("train", "validation"):
+        write(f"flat/data/{split}-00000-of-00001.jsonl")
+        write(f"split/{split}/0000.jsonl")
+        write(f"variants/main/{split}-00000-of-00001.jsonl")
+    write("flat/extra/notes.jsonl")
+    (tmp_path / "flat" / "dataset_infos.json").write_text("{}")
+    assert counts("flat") == counts("split") == counts("variants") == {"train": 1, "valid": 1}
+    write("variants/socratic/train-00000-of-00001.jsonl")
+    with pytest.raises(UsageError, match="several datasets: main, socratic") as caught:
+        counts("variants")
+    assert f"-d {tmp_path / 'variants' / 'main'}" in caught.value.hint
+    (tmp_path / "nothing" / "data").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds no data files"):
+        counts("nothing")

@@ -7,7 +7,8 @@ reply's, so training sees exactly the ids that chat will make of the same prompt
 
 A conversation becomes one sequence when each turn's rendering is a prefix of the next one's. Templates that rewrite
 earlier turns (Qwen3 drops their thinking, Mistral moves the tools) give one sequence for each stretch of turns that
-agree, so that every reply is learned behind the very prompt it will be asked with.
+agree, so that every reply is learned behind the very prompt it will be asked with. Where that prompt opens a thought
+that finished replies are written without (DeepSeek-R1), the row's own thought is put there, an empty one without one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ _MARK = "\uf8ff"
 """A private-use character that no template contains."""
 
 _WORDS = re.compile(r"\w+")
+
+_OPENED_THOUGHT = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|reasoning))>\s*$", re.IGNORECASE)
+"""The end of a generation prompt after which the model writes a thought and closes it itself."""
+
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Where a message keeps its thought, if not in its content."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,8 @@ class Masker:
         """`rendered` cut after message `turn`'s content, with the model's own end token for it to learn to stop."""
         if renderer.messages[turn].get("tool_calls"):
             raise RowError(
-                "a chat template that ends tool calls with a control token", f"none after message {turn + 1}"
+                "a chat template that ends tool calls with a control token, such as {{ eos_token }}",
+                f"none after message {turn + 1}",
             )
         eos = next((text for text, index in self.tokenizer.control_ids.items() if index == self.tokenizer.eos_id), "")
         if eos:
@@ -132,6 +140,14 @@ class Masker:
         marked = renderer.marked(turn, finished.text)
         if prompt is None:
             return finished, len(marked)
+        if opened := _OPENED_THOUGHT.search(prompt.text):
+            self._note(
+                "The chat template's generation prompt opens a thought: what a reply thinks is learned with it, "
+                "an empty thought where a row has none."
+            )
+            return _with_thought(
+                renderer.template, prompt, finished, len(marked), renderer.thought(turn, opened[1]), opened[1]
+            )
         if (joint := renderer.joint(turn, prompt.text, history, marked)) is not None:
             # The template writes earlier turns differently once a reply follows (Mistral moves the system message).
             self._note(
@@ -140,8 +156,8 @@ class Masker:
             moved = len(prompt.text) - joint
             cuts = (*prompt.cuts, *(cut + moved for cut in finished.cuts if cut > joint))
             return Rendered(prompt.text + finished.text[joint:], cuts), len(prompt.text)
-        # The finished reply is written differently from what the generation prompt begins (DeepSeek-R1 opens a thought
-        # there and drops it here). What both share is the prompt; the finished form is what is learned.
+        # The finished reply is written differently from what the generation prompt begins. What both share is the
+        # prompt; the finished form is what is learned.
         if history is None or not finished.text.startswith(history):
             raise RowError(
                 f"a chat template that shows where message {turn + 1} starts", "one that rewrites what it renders"
@@ -154,7 +170,10 @@ class Masker:
 
     def _note_left_out(self, conversation: Conversation, before: str, reply: str, turn: int) -> None:
         """Tell of what the template does not write of the conversation."""
-        if " ".join(_content(conversation.messages[turn]).split()) not in " ".join(reply.split()):
+        content = _content(conversation.messages[turn]).lstrip()
+        if opened := _OPENED_THOUGHT.search(before):
+            content = content.removeprefix(f"<{opened[1]}>")
+        if "".join(content.split()) not in "".join(reply.split()):
             self._note("The chat template leaves out part of some replies, e.g. their thoughts; it is not learned.")
         for message in conversation.messages[:turn]:
             words = _WORDS.findall(_content(message))
@@ -269,6 +288,15 @@ class _Renderer:
             f"a chat template that shows where message {turn + 1} starts", "one that rewrites what it renders"
         )
 
+    def thought(self, turn: int, name: str) -> str:
+        """What message `turn` thinks before it answers, without the tags `name`; empty when it does not."""
+        message = self.messages[turn]
+        before, closed, _ = _content(message).partition(f"</{name}>")
+        if closed:
+            return before.strip().removeprefix(f"<{name}>").strip()
+        found = (message.get(field) for field in _THOUGHT_FIELDS)
+        return next((value.strip() for value in found if isinstance(value, str)), "")
+
     def opening(self, turn: int) -> str:
         """The beginning of what message `turn` says."""
         return _content(self.messages[turn]).strip()[:1]
@@ -281,6 +309,25 @@ class _Renderer:
 
 def _content(message: Message) -> str:
     return message.get("content") or ""
+
+
+def _with_thought(
+    template: ChatTemplate, prompt: Rendered, finished: Rendered, content_start: int, thought: str, name: str
+) -> tuple[Rendered, int]:
+    """`prompt`, which opens a thought, then `thought`, its end and the answer of `finished`; where the reply starts."""
+    shielded, start = template.shielded(thought), len(prompt.text)
+    spoken = prompt.text + shielded.text + f"\n</{name}>\n\n"
+    answer = finished.text[content_start:].lstrip()
+    if f"</{name}>" in answer:
+        # This template keeps the thought that the content began with.
+        answer = answer.partition(f"</{name}>")[2].lstrip()
+    skipped = len(finished.text) - len(answer)
+    cuts = (
+        *prompt.cuts,
+        *(cut + start for cut in shielded.cuts),
+        *(cut - skipped + len(spoken) for cut in finished.cuts if cut > skipped),
+    )
+    return Rendered(spoken + finished.text[skipped:], cuts), start
 
 
 def _shared(first: str, second: str) -> int:

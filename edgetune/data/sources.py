@@ -1,17 +1,20 @@
 """Files on disk → raw rows, each with the place it came from. The data path's first step; `formats` gives them meaning.
 
-Reads JSONL, JSON lists, CSV/TSV, Parquet and plain text, alone or in a directory with train/valid/test files. A row
-that cannot be read is handed on as a `BadRow` with its true line: the caller decides whether to stop or to skip it.
+Reads JSONL, JSON lists, CSV/TSV, Parquet and plain text, all but Parquet also gzipped, alone or in a directory with
+train/valid/test files (or folders, as datasets of the Hugging Face hub have them). A row that cannot be read is handed
+on as a `BadRow` with its true line: the caller decides whether to stop or to skip it.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any
 from edgetune.errors import DataError, UsageError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-"""File types that can be read."""
+"""File types that can be read; all but Parquet also with .gz behind."""
 
 _SPLIT_WORDS = {"train": "train|training", "valid": "valid|validation|val|dev|eval", "test": "test|testing"}
 _SPLIT_NAMES = {
@@ -30,6 +33,11 @@ _SPLIT_NAMES = {
 }
 _ROW_COLUMNS = {"messages", "conversations", "conversation", "prompt", "instruction", "question", "text"}
 """A JSON object with one of these is a row itself, not a wrapper of rows."""
+
+_NO_DATA = ("readme", "license", "dataset_info", "dataset_infos", "dataset_dict", "state")
+"""Files that lie beside data."""
+
+_EXPECTED = f"Expected one of {', '.join(SUFFIXES)}, or one of these but Parquet with .gz behind."
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _LARGEST_FIELD = 1 << 30
@@ -49,7 +57,7 @@ class Row:
     @property
     def place(self) -> str:
         """File and line, for messages."""
-        return f"{self.path}, {'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.line}"
+        return f"{self.path}, {'row' if _file_type(self.path) == '.parquet' else 'line'} {self.line}"
 
 
 @dataclass(frozen=True)
@@ -71,19 +79,17 @@ def find_splits(data_paths: Sequence[Path]) -> dict[str, list[Path]]:
 
     A directory without files named after a split is all training data. Raises `UsageError` when nothing is there.
     """
-    files: list[Path] = []
+    named: dict[Path, str | None] = {}
     for path in data_paths:
         if path.is_dir():
-            files += _data_files(path)
+            named |= _data_files(path)
         elif path.is_file():
-            files.append(_known(path))
+            named[_known(path)] = _split_of(_stem(path))
         else:
             raise UsageError(f"There is no data at {path}.", hint="Give a file, or a directory with train.jsonl in it.")
-    splits: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
-    unnamed: list[Path] = []
-    for path in files:
-        name = next((name for name, pattern in _SPLIT_NAMES.items() if pattern.fullmatch(path.stem)), None)
-        (splits[name] if name else unnamed).append(path)
+    files = list(named)
+    splits = {name: [path for path in files if named[path] == name] for name in _SPLIT_NAMES}
+    unnamed = [path for path in files if named[path] is None]
     if not splits["train"]:
         # Files given by name are training data whatever they are called, unless others are named as such.
         alone = len(files) == 1
@@ -111,7 +117,7 @@ def iter_rows(path: Path) -> Iterator[Row | BadRow]:
     """Every record of `path`. Raises `DataError` when the whole file cannot be read (empty, not UTF-8, damaged)."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
-    suffix = path.suffix.lower()
+    suffix = _file_type(path)
     if suffix == ".parquet":
         return _iter_parquet(path)
     text = _read_text(path)
@@ -127,22 +133,54 @@ def iter_rows(path: Path) -> Iterator[Row | BadRow]:
     return map(_checked_text, rows) if _MAYBE_SURROGATE.search(text) else rows
 
 
-def _data_files(directory: Path) -> list[Path]:
-    files = sorted(path for path in directory.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
-    files = [path for path in files if path.stem.lower() not in ("readme", "license", "dataset_info", "dataset_infos")]
+def _data_files(directory: Path) -> dict[Path, str | None]:
+    """The data files of `directory` and the split that each is of, where its name says one."""
+    files = _own_files(directory)
     if not files:
-        raise UsageError(f"{directory} holds no data files.", hint=f"Expected one of {', '.join(SUFFIXES)}.")
-    return files
+        # A dataset of the Hugging Face hub: all in data/, a folder a split, or a folder a variant.
+        folders = {path: found for path in sorted(directory.iterdir()) if path.is_dir() and (found := _own_files(path))}
+        if any(_split_of(path.name) == "train" for path in folders):
+            return {path: _split_of(folder.name) for folder, found in folders.items() for path in found}
+        if len(folders) > 1 and directory / "data" not in folders:
+            names, first = ", ".join(path.name for path in folders), next(iter(folders))
+            raise UsageError(f"{directory} holds several datasets: {names}.", hint=f"Give one of them: -d {first}")
+        files = folders.get(directory / "data") or [path for found in folders.values() for path in found]
+    if not files:
+        raise UsageError(f"{directory} holds no data files.", hint=_EXPECTED)
+    return {path: _split_of(_stem(path)) for path in files}
+
+
+def _own_files(directory: Path) -> list[Path]:
+    files = sorted(path for path in directory.iterdir() if path.is_file() and _file_type(path) in SUFFIXES)
+    return [path for path in files if _stem(path).lower() not in _NO_DATA]
 
 
 def _known(path: Path) -> Path:
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path} is not a data file edgetune reads.", hint=f"Expected one of {', '.join(SUFFIXES)}.")
+    if _file_type(path) not in SUFFIXES:
+        raise UsageError(f"{path} is not a data file edgetune reads.", hint=_EXPECTED)
     return path
 
 
+def _file_type(path: Path) -> str:
+    """The suffix in lower case, .gz put aside where what is under it can be read."""
+    inner = Path(path.stem).suffix.lower()
+    zipped = path.suffix.lower() == ".gz" and inner != ".parquet"
+    return inner if zipped else path.suffix.lower()
+
+
+def _stem(path: Path) -> str:
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, pattern in _SPLIT_NAMES.items() if pattern.fullmatch(name)), None)
+
+
 def _read_text(path: Path) -> str:
-    raw = path.read_bytes()
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a readable gzip file: {error}.", hint="Write it again.") from error
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}, line 1: the text is UTF-16, expected UTF-8.", hint="Save the file as UTF-8.")
     # What is no UTF-8 becomes a lone surrogate, for which its row alone is refused.

@@ -180,13 +180,14 @@ def load_tokenizer(model_dir: Path, *, chat_template: str | None = None, now: da
         if token.special or token.content in special or looks_like_control(token.content)
     }
     source = chat_template if chat_template is not None else read_chat_template(model_dir)
+    tool_source = "" if chat_template is not None else _tool_template(model_dir)
     names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return TextTokenizer(
         backend=backend,
         control_ids=control,
         eos_id=tokenizer.eos_token_id,
         eog_ids=frozenset(_eog_ids(model_dir, tokenizer.eos_token_id)),
-        chat_template=ChatTemplate(source, names, frozenset(control), now) if source else None,
+        chat_template=ChatTemplate(source, names, frozenset(control), now, tool_source) if source else None,
         _strips={token.content: (token.lstrip, token.rstrip) for _, token in added if token.lstrip or token.rstrip},
     )
 
@@ -221,6 +222,18 @@ def _load_fast(model_dir: Path) -> Any:
             f"{model_dir} has a tokenizer of type {type(tokenizer).__name__}, which has no fast form.", hint=hint
         )
     return tokenizer
+
+
+def _tool_template(model_dir: Path) -> str:
+    """The template that transformers takes where there are tools: the one named "tool_use", if the model has one."""
+    path = model_dir / "additional_chat_templates" / "tool_use.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if (model_dir / "chat_template.jinja").is_file() or not (model_dir / "tokenizer_config.json").is_file():
+        return ""
+    listed = json.loads((model_dir / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    entries = listed if isinstance(listed, list) else []
+    return next((str(entry["template"]) for entry in entries if entry.get("name") == "tool_use"), "")
 
 
 def _eog_ids(model_dir: Path, eos_id: int | None) -> set[int]:
