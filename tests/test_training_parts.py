@@ -123,6 +123,7 @@ def test_steps_and_learning_rate() -> None:
         ({"schedule": "sine"}, "expected one of cosine, linear, constant"),
         ({"rank": "many"}, "rank is 'many', expected int"),
         ({"rank_pattern": {"q": 0}}, "--rank-pattern"),
+        ({"rank_pattern": {"q": True}}, "rank_pattern is"),
         ({"epochs": float("inf")}, "--epochs is inf, expected a number"),
         ({"warmup": float("nan")}, "--warmup is nan"),
         ({"alpha_pattern": {"q": float("inf")}}, "--alpha-pattern"),

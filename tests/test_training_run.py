@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -432,3 +433,22 @@ def test_nothing_heavy_is_imported_before_the_data_are_checked(tmp_path: Path, b
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False", "False"]
     assert "bad.jsonl, line 1: expected one of" in done.stderr
+
+
+@pytest.mark.parametrize("options", [{"rank": 100_000}, {"rank_pattern": {"q_proj": 100_000}}])
+def test_a_rank_above_every_weights_own_is_refused(settings: TrainSettings, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is 100000, but no weight of the model has a rank above 64"):
+        train(replace(settings, steps=1, **options))
+    assert not Path(settings.out).exists()
+
+
+@pytest.mark.parametrize("free", [1 << 10, 1 << 40])
+def test_too_little_memory_is_warned_of_and_tried(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    # The package has a function of the module's name.
+    monkeypatch.setattr(import_module("edgetune.training.prepare"), "free_memory_bytes", lambda device: free)
+    said: list[Event] = []
+    assert train(replace(settings, steps=1, eval=False), sink=said.append).finished
+    warned = any("Training may take about" in getattr(event, "text", "") for event in said)
+    assert warned == (free == 1 << 10)

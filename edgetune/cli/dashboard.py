@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgetune.cli.progress import amount, say
+from edgetune.cli.terminal import plain, quiet_keyboard
 from edgetune.event_lines import sink_for_parent
 from edgetune.events import Event, Metrics, Notice, Progress, Sink
 from edgetune.plot import braille_plot
@@ -105,12 +106,14 @@ def _live() -> Iterator[Sink]:
 
     console = Console(stderr=True)
     board = Dashboard()
-    with Live(console=console, get_renderable=lambda: board.render(console.width), refresh_per_second=8) as live:
+    live = Live(console=console, get_renderable=lambda: board.render(console.width), refresh_per_second=8)
+    # What is typed meanwhile would tear the board apart.
+    with quiet_keyboard(), live:
 
         def sink(event: Event) -> None:
             if isinstance(event, Notice):
                 style = "yellow" if event.level == "warning" else None
-                live.console.print(event.text, style=style, markup=False, highlight=False, soft_wrap=True)
+                live.console.print(plain(event.text), style=style, markup=False, highlight=False, soft_wrap=True)
             else:
                 board.take(event)
 

@@ -155,7 +155,7 @@ def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
 
     with show_training() as sink:
         prepared: Prepared = prepare(settings, sink=sink)
-        planned = plan(settings, prepared)
+        planned = plan(settings, prepared, sink=sink)
     shown = []
     for sequence in prepared.train[:PREVIEWED]:
         ids = sequence.ids.tolist()

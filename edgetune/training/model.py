@@ -139,6 +139,7 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
     import torch
 
     _check_names(model, settings)
+    _check_rank(model, settings)
     torch.manual_seed(settings.seed)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -197,6 +198,18 @@ def _check_names(model: Any, settings: TrainSettings) -> None:
     for setting in ("rank_pattern", "alpha_pattern"):
         for name in getattr(settings, setting):
             _demand_match(setting, name, rf"(.*\.)?({name})", modules, model)
+
+
+def _check_rank(model: Any, settings: TrainSettings) -> None:
+    """Raise `UsageError` for a rank above that of every weight: such an adapter can say no more, and may be huge."""
+    highest = max((min(module.weight.shape) for module in model.modules() if _is_target(module)), default=0)
+    wanted = {"--rank": settings.rank, **{f"--rank-pattern {p}": rank for p, rank in settings.rank_pattern.items()}}
+    for name, rank in wanted.items():
+        if highest and rank > highest:
+            raise UsageError(
+                f"{name} is {rank}, but no weight of the model has a rank above {highest}.",
+                hint="Ranks of 8 to 64 are usual.",
+            )
 
 
 def _demand_match(setting: str, name: str, pattern: str, modules: list[str], model: Any) -> None:
@@ -276,5 +289,8 @@ def copy_tokenizer(model_dir: Path, run_dir: Path, *, chat_template: str | None 
     for name in TOKENIZER_FILES:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, run_dir / name)
+    named = model_dir / "additional_chat_templates"
+    if named.is_dir() and chat_template is None:
+        shutil.copytree(named, run_dir / named.name, dirs_exist_ok=True, copy_function=shutil.copyfile)
     if chat_template is not None:
         (run_dir / "chat_template.jinja").write_text(chat_template, encoding="utf-8")

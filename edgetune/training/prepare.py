@@ -17,6 +17,7 @@ from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_chat_template
 from edgetune.library import find_model
+from edgetune.paths import bytes_text
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.loop import count_steps
 from edgetune.training.model import add_adapter, check_base, context_length, read_config
@@ -120,8 +121,8 @@ def find_base(name_or_path: str) -> Path:
     return path
 
 
-def plan(settings: TrainSettings, prepared: Prepared) -> Plan:
-    """What training would take. Builds the model without its weights."""
+def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) -> Plan:
+    """What training would take; warns when that is more memory than is free. Builds the model without its weights."""
     import torch
     import transformers
 
@@ -134,6 +135,18 @@ def plan(settings: TrainSettings, prepared: Prepared) -> Plan:
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(len(prepared.train), settings)
+    needed = _memory_guess(settings, prepared, frozen=frozen, trainable=trainable, dtype=dtype)
+    free = free_memory_bytes(device)
+    if needed > free:
+        sink(
+            Notice(
+                f"Training may take about {bytes_text(needed)} of memory, {bytes_text(free)} are free. "
+                "--batch-size 1 with --grad-accum, --grad-checkpointing or a smaller --max-length take less.",
+                "warning",
+            )
+        )
+    # On the CPU, torch and its companions share the memory with the model: what this process holds by now.
+    runtime = memory_bytes(device) if device.type == "cpu" else 0
     return Plan(
         steps=total,
         steps_per_epoch=per_epoch,
@@ -141,21 +154,15 @@ def plan(settings: TrainSettings, prepared: Prepared) -> Plan:
         all_parameters=trainable + frozen,
         device=device.type,
         dtype="bf16" if dtype == torch.bfloat16 else "f32",
-        memory_bytes=_memory_guess(settings, prepared, frozen=frozen, trainable=trainable, dtype=dtype, device=device),
-        free_memory_bytes=free_memory_bytes(device),
+        memory_bytes=runtime + needed,
+        free_memory_bytes=free,
     )
 
 
 def _memory_guess(
-    settings: TrainSettings,
-    prepared: Prepared,
-    *,
-    frozen: int,
-    trainable: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    settings: TrainSettings, prepared: Prepared, *, frozen: int, trainable: int, dtype: torch.dtype
 ) -> int:
-    """The runtime itself, weights, adapter with gradient and moments, the longest batch's activations and logits."""
+    """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
     config = prepared.config.get_text_config()
     longest = max(len(sequence.ids) for sequence in prepared.train)
     learned = max(int(sequence.learned.sum()) for sequence in prepared.train)
@@ -168,9 +175,7 @@ def _memory_guess(
         kept = (layers * hidden + 20 * hidden + 8 * inner) * dtype.itemsize
     batch = min(settings.batch_size, len(prepared.train))
     activations = batch * (longest * kept + learned * config.vocab_size * 12)
-    # On the CPU, torch and its companions share the memory with the model: what this process holds by now.
-    runtime = memory_bytes(device) if device.type == "cpu" else 0
-    return int(runtime + frozen * dtype.itemsize + trainable * 16 + activations)
+    return int(frozen * dtype.itemsize + trainable * 16 + activations)
 
 
 def _read_template(path: str) -> str | None:

@@ -46,7 +46,7 @@ from edgetune.training.model import (
     load_base,
     save_adapter,
 )
-from edgetune.training.prepare import Prepared, prepare
+from edgetune.training.prepare import Prepared, plan, prepare
 from edgetune.training.settings import TrainSettings
 
 METRICS = "metrics.jsonl"
@@ -66,6 +66,7 @@ def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
     settings = settings.absolute()
     started = datetime.now(timezone.utc)
     prepared = prepare(settings, now=started.astimezone(), sink=sink)
+    plan(settings, prepared, sink=sink)  # refuses what does not fit the model, before anything is written
     run_dir = run_dir or default_run_dir(prepared)
     run = replace(_new_run(run_dir, settings, prepared, sink), created=started.isoformat(timespec="seconds"))
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,7 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink) -> Run:
             f"The base model {run.base_path} changed since {run_dir} was started: {', '.join(differing)} differ.",
             hint="Restore it, or start a new run.",
         )
+    plan(known, prepared, sink=sink)
     remove_leftovers(run_dir)
     return _run(run, known, prepared, sink)
 
@@ -139,7 +141,9 @@ def only_process(run_dir: Path) -> Iterator[None]:
 def default_run_dir(prepared: Prepared) -> Path:
     """`runs/<base>-<data>-<time>` in the current directory."""
     first = next(iter(prepared.dataset.files["train"]))
-    stem = first.parent.resolve().name if first.stem.startswith("train") else first.stem
+    stem, folder = first.name.split(".")[0], first.parent.resolve()
+    if stem.startswith("train"):
+        stem = folder.parent.name if folder.name == "data" else folder.name
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{prepared.model_dir.resolve().name}-{stem}-{now}"
 

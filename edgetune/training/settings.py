@@ -57,7 +57,7 @@ class TrainSettings:
     alpha: float = 32.0
     """LoRA alpha; updates are scaled by alpha / rank."""
     dropout: float = 0.0
-    """LoRA dropout."""
+    """LoRA dropout. The base's own, which few have (GPT-2: 0.1), is active in training, as in transformers and PEFT."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Modules to adapt: all-linear, names such as q_proj v_proj embed_tokens lm_head, or one regular expression."""
     rslora: bool = False
@@ -189,7 +189,8 @@ def _typed(name: str, value: Any, *, where: str = "") -> Any:
             return tuple(items)
     elif "Mapping" in text:
         number = int if "int" in text else (int, float)
-        if isinstance(value, Mapping) and all(isinstance(item, number) for item in value.values()):
+        items = value.values() if isinstance(value, Mapping) else [value]
+        if isinstance(value, Mapping) and all(isinstance(n, number) and not isinstance(n, bool) for n in items):
             return dict(value)
     elif "Literal" in text:
         choices = re.findall(r"'([^']+)'", text)
