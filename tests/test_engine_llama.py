@@ -296,6 +296,23 @@ def test_a_context_of_a_few_tokens_works_as_far_as_it_goes() -> None:
         assert engine.logits(ids).shape[0] == len(ids)
 
 
+def test_a_closed_engine_says_so(tmp_path: Path) -> None:
+    engine = LlamaEngine.open(base_gguf(), threads=1)
+    continue_ids(engine, [300, 301])
+    engine.close()
+    engine.close()
+    assert engine.distribution(GREEDY) == ()
+    for use in (
+        lambda: engine.generate([300], GREEDY),
+        lambda: engine.logits([300]),
+        lambda: engine.set_adapters([]),
+        lambda: engine.save_state(tmp_path / "state"),
+        lambda: engine.load_state(tmp_path / "state", [300]),
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+
+
 def test_quantized_values_want_flash_attention() -> None:
     with pytest.raises(UsageError, match="flash attention"):
         LlamaEngine.open(base_gguf(), threads=1, cache_type_v="q8_0", flash_attn="off")

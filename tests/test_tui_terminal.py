@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui_pilot import pocket_gguf
+from tests.ggufs import base_gguf
 
 _PATIENCE_S = 90.0
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
@@ -54,8 +54,9 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    model = pocket_gguf(tmp_path_factory.mktemp("pocket"))
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    # Large enough to be still speaking when the key that stops it comes.
+    model = base_gguf(num_hidden_layers=12, intermediate_size=4096, max_position_embeddings=1024)
     home = tmp_path / "home"
     command = f"{sys.executable} -m edgetune chat {model} -t 1 --ignore-eos -n 900 2>&1; echo code $? > {tmp_path}/code"
     # Socket paths have to be short.
@@ -85,7 +86,7 @@ def test_a_chat_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.tmux("resize-window", "-x", "20", "-y", "5")
     terminal.until(lambda text: len(text.splitlines()) <= 5)
     terminal.tmux("resize-window", "-x", "120", "-y", "30")
-    terminal.until(lambda text: "pocket" in text and "hello there" in text)
+    terminal.until(lambda text: "Message, /command" in text and "hello there" in text)
     raw = terminal.tmux("capture-pane", "-p", "-e")
     assert "\x1b[" in raw
     terminal.press("C-q")

@@ -16,6 +16,8 @@ from textual.pilot import Pilot
 
 from edgetune.chat import Node, Tree, open_session
 from edgetune.chat.open_chat import OpenChat, Outcome
+from edgetune.engine.generation import LlamaGeneration
+from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
 from edgetune.tui.app import EdgetuneApp
@@ -24,6 +26,7 @@ from edgetune.tui.transcript import Transcript
 from tests.ggufs import base_gguf
 
 ENDLESS = Sampling(temp=0.8, seed=3, ignore_eos=True)
+"""For replies that are stopped."""
 _PATIENCE_S = 60.0
 _NAMES = {" ": "space", "?": "question_mark", ".": "full_stop", "/": "slash", "@": "at", "-": "minus", ",": "comma"}
 
@@ -136,6 +139,17 @@ def screen_styles(app: EdgetuneApp) -> list[tuple[str, Any]]:
     return found
 
 
+def _slow_down(engine: LlamaEngine) -> None:
+    """Let each step take some milliseconds: a reply that is to be stopped must not end before that."""
+    evaluate = engine.evaluate
+
+    def evaluate_slowly(generations: Sequence[LlamaGeneration]) -> None:
+        time.sleep(0.02)
+        evaluate(generations)
+
+    engine.evaluate = evaluate_slowly  # type: ignore[method-assign]
+
+
 @asynccontextmanager
 async def chat_app(
     gguf: Path | None = None,
@@ -154,6 +168,8 @@ async def chat_app(
 
     def opening() -> tuple[OpenChat, Outcome]:
         session = open_session(model, threads=1, ctx_size=ctx_size, lora=lora)
+        if sampling is ENDLESS:
+            _slow_down(session.engine)
         conversation = session.converse(sampling=sampling or Sampling(seed=3), max_tokens=max_tokens, tree=tree)
         opened.append(OpenChat(session, conversation))
         return opened[0], first or Outcome()

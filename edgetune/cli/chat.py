@@ -67,8 +67,11 @@ def command(
         return chat, outcome
 
     if not plain and is_full_screen():
+        from edgetune.cli.last_words import speak_before_aborting
         from edgetune.tui import run_chat
 
+        # Before the screen is taken: it is what an abort gives back.
+        speak_before_aborting()
         # What may take minutes, a conversion, is over before the screen is taken.
         with show_progress() as sink:
             choice = choose_model(model, options["lora"], sink=sink)

@@ -77,12 +77,8 @@ def most_likely(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     return order
 
 
-def sampled_shares(
-    kept: tuple[NDArray[np.int32], NDArray[np.float32]], tokens: NDArray[np.int32], *, only: int | None
-) -> list[float]:
-    """The chance that the samplers leave each of `tokens`; `only` is the sole choice of a greedy chain."""
-    if only is not None:
-        return [float(token == only) for token in tokens]
+def sampled_shares(kept: tuple[NDArray[np.int32], NDArray[np.float32]], tokens: NDArray[np.int32]) -> list[float]:
+    """The chance that the samplers leave each of `tokens`."""
     ids, logits = kept
     weights = np.exp(logits - logits.max())
     total = float(weights.sum())

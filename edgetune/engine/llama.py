@@ -202,6 +202,7 @@ class LlamaEngine:
         Raises `MismatchError` or `UnsupportedError` for one that does not fit the model; the set then stays as it was.
         """
         wanted = [adapter if isinstance(adapter, LoraSpec) else LoraSpec(*adapter) for adapter in adapters]
+        self._check_open()
         key = self._load_adapters(wanted)
         self._apply(key)
         self._adapters, self._adapter_key = tuple(wanted), key
@@ -227,6 +228,7 @@ class LlamaEngine:
 
         Raises `UsageError` when the prompt is empty or does not fit into the context.
         """
+        self._check_open()
         self._check_prompt([*ids, *prefix], room_for=1)
         return LlamaGeneration(
             self,
@@ -247,7 +249,7 @@ class LlamaEngine:
 
     def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
         """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
-        if self._peeked is None:
+        if self._peeked is None or self._context is None:
             return ()
         slot, row = self._peeked
         sampler = self.build_sampler(sampling, slot.ids)
@@ -259,6 +261,7 @@ class LlamaEngine:
 
     def save_state(self, path: Path) -> None:
         """Keep the KV cache of the sequence used last in a file. Raises `UsageError` when it is empty."""
+        self._check_open()
         slot = self.cache.latest
         if not slot.ids:
             raise UsageError("Nothing was evaluated yet, so there is no state to keep.")
@@ -266,6 +269,7 @@ class LlamaEngine:
 
     def load_state(self, path: Path, ids: Sequence[int]) -> int:
         """Take up a kept KV cache where it is the beginning of `ids`; returns how many tokens of it that are."""
+        self._check_open()
         found = read_state_file(path, self._identity_under(self._adapter_key))
         if found is None:
             return 0
@@ -280,6 +284,7 @@ class LlamaEngine:
 
     def iter_logits(self, ids: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `logits`, in parts: (position of the first row, rows); a part is only valid until the next one."""
+        self._check_open()
         self._check_prompt(ids, room_for=0)
         self.forget()
         self._apply(self._adapter_key)
@@ -381,6 +386,10 @@ class LlamaEngine:
             slot.ids.extend(ids)
         self._peeked = (parts[-1][0], rows[-1])
         return rows
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise UsageError(f"{self.path} was closed.", hint="Open it again.")
 
     def _check_output(self, row: int) -> None:
         if not np.isfinite(read_logits(self._context, row, self.tokenizer.n_vocab).max()):

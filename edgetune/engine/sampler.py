@@ -66,6 +66,9 @@ class Sampler:
 
     def sample_seen(self, context: Any, row: int, top: int) -> Seen | None:
         """As `sample`, with the `top` most likely tokens and the chosen one's chances."""
+        if self._is_greedy and self._grammar is None:
+            # What is left is the chosen token alone, so there is no need to look at the chain's work.
+            return self._seen(context, row, top, None, int(lib.llama_sampler_sample(self.chain, context, row)))
         array = self._filtered(context, row)
         return None if array is None else self._seen(context, row, top, array, self._accept(array))
 
@@ -94,11 +97,14 @@ class Sampler:
         lib.llama_sampler_accept(self.chain, token)
         return token
 
-    def _seen(self, context: Any, row: int, top: int, array: CandidateArray, token: int) -> Seen:
+    def _seen(self, context: Any, row: int, top: int, array: CandidateArray | None, token: int) -> Seen:
         logits = read_logits(context, row, self._vocab_size)
         tokens = np.append(most_likely(logits, top), np.int32(token))
         before = probabilities_of(logits, tokens).tolist()
-        after = sampled_shares(array.kept(), tokens, only=token if self._is_greedy else None)
+        if array is None or self._is_greedy:
+            after = [float(one == token) for one in tokens.tolist()]
+        else:
+            after = sampled_shares(array.kept(), tokens)
         return Seen(token, tokens.tolist(), before, after)
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _TRIALS = 2
 """How often a batch is tried on a GPU before its cost is believed; the first one sets up its graph."""
+_TURN = 4
+"""Tokens a reply advances before one under other adapters does: llama.cpp builds its graph anew for each change."""
 
 
 def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) -> Iterator[tuple[int, str]]:
@@ -29,13 +31,16 @@ def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) ->
             engine.evaluate([running[number] for number in shared])
         else:
             shared = []
+        turn = _TURN if len({one.adapters for one in running.values()}) > 1 else 1
         # The batch's outputs are read before anything else is evaluated.
         for number in (*shared, *(other for other in list(running) if other not in shared)):
-            if running[number].is_waiting and number not in shared:
-                engine.evaluate([running[number]])
+            one = running[number]
             try:
-                while (text := running[number].step()) is not None:
-                    yield number, text
+                for _ in range(1 if number in shared else turn):
+                    if one.is_waiting and number not in shared:
+                        engine.evaluate([one])
+                    while (text := one.step()) is not None:
+                        yield number, text
             except StopIteration:
                 del running[number]
 
