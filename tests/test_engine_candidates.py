@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgetune.engine.candidates import most_likely
 
@@ -13,9 +14,9 @@ from edgetune.engine.candidates import most_likely
 @pytest.mark.parametrize("shape", ["smooth", "ties", "forbidden", "descending", "ascending"])
 def test_the_likeliest_are_those_a_sort_finds(size: int, count: int, shape: str) -> None:
     generator = np.random.default_rng(size + count)
-    logits = generator.normal(size=size).astype(np.float32)
+    logits: NDArray[np.float32] = generator.normal(size=size).astype(np.float32)
     if shape == "ties":
-        logits = np.round(logits * 2) / 2
+        logits = (np.round(logits * 2) / 2).astype(np.float32)
     elif shape == "forbidden":
         logits[generator.random(size) < 0.99] = -np.inf
     elif shape == "descending":
