@@ -418,3 +418,12 @@ def test_a_template_named_tool_use_is_taken_where_there_are_tools(tmp_path: Path
     own = load_tokenizer(tmp_path, chat_template=CHATML).chat_template
     assert own is not None
     assert not own.render(TURNS[:2], tools=tools).text.startswith("TOOLS")
+
+
+def test_texts_at_which_llama_stops_are_text_in_training_as_in_chat() -> None:
+    from converters.vocab.tokens import STOP_TEXTS as converted
+    from edgetune.data.tokenizer import STOP_TEXTS, looks_like_control
+
+    assert set(converted) == STOP_TEXTS
+    assert looks_like_control("</s>")
+    assert not looks_like_control("<s>")

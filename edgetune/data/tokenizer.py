@@ -192,6 +192,16 @@ def load_tokenizer(model_dir: Path, *, chat_template: str | None = None, now: da
     )
 
 
+STOP_TEXTS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    )
+)
+"""Texts of tokens at which llama.cpp stops, and which chat therefore never makes from a message; nor does training."""
+
+
 def looks_like_control(text: str) -> bool:
     """Whether an added token not marked special is a control token all the same, by llama.cpp's convention of names."""
     return (
@@ -199,6 +209,7 @@ def looks_like_control(text: str) -> bool:
         or (text.startswith("<｜") and text.endswith("｜>"))
         or (text.startswith("<unused") and text.endswith(">"))
         or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or text in STOP_TEXTS
     )
 
 
