@@ -21,7 +21,7 @@ from rich.style import Style
 from rich.text import Text
 
 PICTURE = Path(__file__).with_name("demo.svg")
-COLUMNS, ROWS = 110, 160
+COLUMNS, ROWS = 116, 160
 
 
 def main() -> None:

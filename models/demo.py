@@ -61,17 +61,21 @@ def step(title: str) -> None:
 
 
 def edgetune(*args: object) -> None:
-    """Show a command and run it."""
+    """Show a command and run it, as typed in the project's directory."""
     console.print(f"[bold green]$[/] {shown(*args)}", highlight=False, soft_wrap=True)
-    done = subprocess.run([sys.executable, "-m", "edgetune", *map(str, args)], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", "edgetune", *words(*args)], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def shown(*args: object) -> str:
     """The command as a person in the project's directory would type it."""
-    words = [arg.relative_to(ROOT) if isinstance(arg, Path) and arg.is_relative_to(ROOT) else arg for arg in args]
-    return " ".join(map(str, ["edgetune", *words]))
+    return " ".join(["edgetune", *words(*args)])
+
+
+def words(*args: object) -> list[str]:
+    """`args` with paths as seen from the project's directory."""
+    return [str(arg.relative_to(ROOT) if isinstance(arg, Path) and arg.is_relative_to(ROOT) else arg) for arg in args]
 
 
 def compare(base: Path, adapter: Path) -> None:
