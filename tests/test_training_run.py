@@ -428,7 +428,7 @@ def test_nothing_heavy_is_imported_before_the_data_are_checked(tmp_path: Path, b
     code = (
         "import sys; from edgetune.cli.main import run\n"
         f"code = run(['train', '-m', {str(base_dir)!r}, '-d', {str(tmp_path / 'bad.jsonl')!r}])\n"
-        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+        "print(int(code), 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False", "False"]
