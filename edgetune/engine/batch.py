@@ -45,6 +45,11 @@ class Batch:
         An output is asked for after the last of them, or after each.
         """
         start = int(self.raw.n_tokens)
+        if len(tokens) == 1:
+            # The hot path of generation: single values are set several times as fast as slices.
+            self._tokens[start], self._positions[start], self._sequences[start] = tokens[0], position, sequence
+            self._outputs[start], self.raw.n_tokens = 1, start + 1
+            return start
         end = start + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = range(position, position + len(tokens))

@@ -159,6 +159,13 @@ class KvCache:
         """How many tokens the context still takes beside those it holds, all sequences together."""
         return self._size - sum(len(slot.ids) for slot in self._slots)
 
+    def is_full(self, *, unsure: int = 0) -> bool:
+        """Whether there is no room for one more token of each sequence in use; `unsure` entries may go again."""
+        room = self._size + unsure
+        for slot in self._slots:
+            room -= len(slot.ids) + slot.in_use
+        return room < 0
+
     @property
     def running(self) -> int:
         """How many sequences are in use."""

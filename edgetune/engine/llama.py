@@ -336,7 +336,7 @@ class LlamaEngine:
 
     def is_full(self, *, unsure: int = 0) -> bool:
         """Whether the context has no room for one more token of each reply; `unsure` of its entries are guesses."""
-        return self.cache.room() + unsure < self.cache.running
+        return self.cache.is_full(unsure=unsure)
 
     def guess_limit(self) -> int:
         """How many guesses the context has room for beside the tokens that are certain."""
@@ -379,7 +379,8 @@ class LlamaEngine:
         if code:
             self.forget()
             raise native.failure("llama.cpp could not evaluate the text")
-        lib.llama_synchronize(self._context)
+        if self._is_on_gpu:
+            lib.llama_synchronize(self._context)
         if batch.raw.n_tokens <= LOGIT_ROWS // 4:
             self.costs.record(batch.raw.n_tokens, time.perf_counter() - began)
         for slot, ids in parts:
