@@ -129,7 +129,7 @@ def test_replies_side_by_side_are_what_they_are_alone(engine: LlamaEngine, batch
     assert [one.ids for one in together] == [one.ids for one in alone]
     assert said == [one.text for one in alone]
     # All of them speak before any has ended.
-    assert {0, 1, 2, 3} <= set(order[:20])
+    assert {0, 1, 2, 3} <= set(order[:60])
     assert all(one.finish_reason == "length" for one in together)
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 _TRIALS = 2
 """How often a batch is tried on a GPU before its cost is believed; the first one sets up its graph."""
-_TURN = 4
-"""Tokens a reply advances before one under other adapters does: llama.cpp builds its graph anew for each change."""
+_TURN_SECONDS, _LONGEST_TURN = 0.12, 16
+"""How long a reply advances before one under other adapters does, and in tokens: each change costs some milliseconds,
+since llama.cpp builds its graph anew."""
 
 
 def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) -> Iterator[tuple[int, str]]:
@@ -31,7 +32,7 @@ def run_together(engine: LlamaEngine, generations: Sequence[LlamaGeneration]) ->
             engine.evaluate([running[number] for number in shared])
         else:
             shared = []
-        turn = _TURN if len({one.adapters for one in running.values()}) > 1 else 1
+        turn = _turn(engine) if len({one.adapters for one in running.values()}) > 1 else 1
         # The batch's outputs are read before anything else is evaluated.
         for number in (*shared, *(other for other in list(running) if other not in shared)):
             one = running[number]
@@ -50,6 +51,12 @@ def _alike(running: dict[int, LlamaGeneration]) -> list[int]:
     begun = {number: one for number, one in running.items() if one.slot is not None}
     first = next(iter(begun.values()), None)
     return [number for number, one in begun.items() if first and one.adapters == first.adapters]
+
+
+def _turn(engine: LlamaEngine) -> int:
+    """Tokens in one turn."""
+    single = engine.costs.single
+    return max(1, min(_LONGEST_TURN, int(_TURN_SECONDS / single))) if single else 1
 
 
 def _pays(engine: LlamaEngine, tokens: Sequence[int], *, is_trial: bool) -> bool:
