@@ -28,7 +28,7 @@ fix: $(STAMP)            ## let the linters write
 bench: $(STAMP)          ## measure against peers; see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-docs: $(STAMP)           ## write docs/cli.md from the commands
+docs: $(STAMP)           ## write docs/cli.md and docs/chat.md from the commands
 	$(BIN)/python -m docs.generate
 
 $(STAMP): pyproject.toml constraints.txt

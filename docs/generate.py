@@ -1,4 +1,4 @@
-"""Writes `docs/cli.md` from the commands themselves: `make docs`. A test compares the file with what this makes."""
+"""Writes `docs/cli.md` and `docs/chat.md` from the commands themselves: `make docs`. A test compares them with that."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from edgetune.chat.commands import commands_page
 from edgetune.cli.main import VERBS, edgetune
 
 PAGE = Path(__file__).with_name("cli.md")
+CHAT_PAGE = Path(__file__).with_name("chat.md")
 
 
 def command_line_page() -> str:
@@ -41,3 +43,4 @@ def _help(command: click.Command, name: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(command_line_page(), encoding="utf-8")
+    CHAT_PAGE.write_text(commands_page(), encoding="utf-8")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import PAGE, command_line_page
+from docs.generate import CHAT_PAGE, PAGE, command_line_page
+from edgetune.chat.commands import commands_page
 from edgetune.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_command_line_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == command_line_page(), "run `make docs`"
+    assert CHAT_PAGE.read_text(encoding="utf-8") == commands_page(), "run `make docs`"
 
 
 def test_readme_names_every_command_and_no_other() -> None:
