@@ -98,7 +98,7 @@ class KvCache:
             raise EdgetuneError(f"{SEQUENCES} replies are running already; one context takes no more at a time.")
         if shift and _Shifted(key) in (*(slot.key for slot in idle), *(one.key for one in self._waiting)):
             key = _Shifted(key)
-        self._forget_what_waits_in_vain(key, ids)
+        self._forget_what_waits_in_vain(key)
         slot = max(idle, key=lambda slot: (_shared(slot, key, ids), not slot.ids, -slot.used))
         waiting = max(self._waiting, key=lambda one: _shared(one, key, ids), default=None)
         if waiting and _shared(waiting, key, ids) > _shared(slot, key, ids):
@@ -216,7 +216,7 @@ class KvCache:
         if len(waiting.ids) <= self.room():
             self.write_state(slot, waiting.ids, waiting.state)
 
-    def _forget_what_waits_in_vain(self, key: Hashable, ids: Sequence[int]) -> None:
+    def _forget_what_waits_in_vain(self, key: Hashable) -> None:
         # What a longer text of the same adapters goes on from is in that text's own state as well.
         self._waiting = [
             one

@@ -192,9 +192,10 @@ class LlamaGeneration:
             self._finish("interrupted")
             return None
         if self._next_sampling is not None:
+            # Taken out first: another change may come in meanwhile, and has to count.
+            sampling, self._next_sampling = self._next_sampling, None
             self._sampler.close()
-            self._sampler = self._engine.build_sampler(self._next_sampling, self._history)
-            self._next_sampling = None
+            self._sampler = self._engine.build_sampler(sampling, self._history)
         token, seen = self._engine.choose(self._sampler, row, self._top)
         self._last = time.perf_counter()
         if not self._new_tokens:

@@ -104,13 +104,17 @@ class Tokenizer(Protocol):
     """A vocabulary; see `tokenizer.GgufTokenizer`."""
 
     @property
-    def chat_template(self) -> ChatTemplate | None: ...
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's own; None when it has none."""
 
-    def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of `text`, no control token made from it; `add_special` adds BOS and EOS as the model wants."""
 
-    def encode_rendered(self, rendered: Rendered) -> list[int]: ...
+    def encode_rendered(self, rendered: Rendered) -> list[int]:
+        """Token ids of a rendered template: its own control tokens as such, the messages' text as text."""
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes: ...
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
+        """The text of `ids` in UTF-8, possibly cut inside a character; `special` spells control tokens out."""
 
 
 class Generation(Protocol):
@@ -134,7 +138,8 @@ class Generation(Protocol):
         """Whether `text` is all that was said with `ids`: no stop string cut it."""
 
     @property
-    def timings(self) -> Timings: ...
+    def timings(self) -> Timings:
+        """What it cost so far."""
 
     def __iter__(self) -> Iterator[str]: ...
 
@@ -154,14 +159,16 @@ class Engine(Protocol):
     """Runs one model, with sets of adapters, on several sequences. One thread at a time may call it."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
 
     @property
     def context_size(self) -> int:
         """How many tokens prompt and reply may have together."""
 
     @property
-    def adapters(self) -> tuple[LoraSpec, ...]: ...
+    def adapters(self) -> tuple[LoraSpec, ...]:
+        """Those that replies have unless they name their own, with scale 0 where one is switched off."""
 
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
         """Apply these adapters, and no others, from the next evaluation on."""
@@ -171,7 +178,8 @@ class Engine(Protocol):
         """How many tokens the sequence used last holds."""
 
     @property
-    def memory(self) -> EngineMemory: ...
+    def memory(self) -> EngineMemory:
+        """What the model takes, in bytes."""
 
     def generate(
         self,
@@ -208,4 +216,5 @@ class Engine(Protocol):
         0 when the file is damaged, or another model, adapters or cache types made it.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model; every other call raises `UsageError` afterwards."""

@@ -120,10 +120,6 @@ class SidePanel(Vertical):
             switched_off=[str(one.path) for one in adapters if not one.scale],
         )
 
-    def scale_of(self, path: Path) -> float:
-        """Where an adapter's slider stands."""
-        return float(self.query_one("#adapters", ControlList).values.get(str(path), 1.0))
-
     def show_candidates(self, candidates: Sequence[Candidate], *, chosen: int | None = None) -> None:
         """Plot these."""
         self.plot.show(candidates, chosen=chosen)
