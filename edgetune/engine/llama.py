@@ -41,6 +41,7 @@ from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.speculation import NgramDrafter, Speculation, StepCosts
 from edgetune.engine.state_file import read_state_file, write_state_file
+from edgetune.engine.tap import Tap
 from edgetune.engine.together import run_together
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import CorruptFileError, UsageError
@@ -92,13 +93,15 @@ class LlamaEngine:
         flash_attn: FlashAttention = "auto",
         lora: Sequence[LoraSpec] = (),
         draft: str = "",
+        tap: Tap | None = None,
         verbose: bool = False,
     ) -> LlamaEngine:
         """Load the GGUF model at `path`.
 
         `ctx_size` 0 is the model's own context, or what memory allows; `gpu_layers` -1 is all that fit; `threads` 0 is
         the number of physical cores; `draft` is "ngram" or the path of a smaller model with the same vocabulary, to
-        guess tokens with. Raises `CorruptFileError`, `UnsupportedError`, `ResourceError`, `MismatchError`.
+        guess tokens with; `tap` looks into the graph and must outlive the engine. Raises `CorruptFileError`,
+        `UnsupportedError`, `ResourceError`, `MismatchError`.
         """
         header = load_header(path)
         check_is_model(header)
@@ -119,6 +122,7 @@ class LlamaEngine:
                 cache_type_k=cache_type_k,
                 cache_type_v=cache_type_v,
                 flash_attn=flash_attn,
+                eval_callback=tap.callback if tap else None,
             )
         except BaseException:
             lib.llama_model_free(model)

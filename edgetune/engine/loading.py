@@ -60,6 +60,7 @@ def open_context(
     cache_type_k: CacheType,
     cache_type_v: CacheType,
     flash_attn: FlashAttention,
+    eval_callback: Any = None,
 ) -> Any:
     """A context of `model` with room for `ctx_size` tokens. Raises `ResourceError`, `UsageError`."""
     if flash_attn == "off" and cache_type_v not in _PLAIN_TYPES:
@@ -76,6 +77,8 @@ def open_context(
     parameters.no_perf = True
     parameters.type_k, parameters.type_v = CACHE_TYPES[cache_type_k], CACHE_TYPES[cache_type_v]
     parameters.flash_attn_type = FLASH_ATTENTION[flash_attn]
+    if eval_callback is not None:
+        parameters.cb_eval = eval_callback
     native.forget_errors()
     context = lib.llama_init_from_model(model, parameters)
     if not context:
