@@ -76,11 +76,13 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
     import torch
 
     from edgetune.training.loop import Loop
+    from edgetune.training.tasks.causal import CausalTask
 
     rows = [sequence(10 + 3 * n, 2 + 2 * n, seed=n) for n in range(4)]
     model = tiny_model()
     loop = Loop(
         adapted=model,
+        task=CausalTask("chat"),
         optimizer=None,
         train=rows,
         valid=[],

@@ -324,12 +324,13 @@ def test_a_name_that_no_module_has_is_refused(base_dir: Path, options: dict[str,
     import transformers
 
     from edgetune.training.model import add_adapter
+    from edgetune.training.tasks.causal import CausalTask
 
     config = transformers.AutoConfig.from_pretrained(base_dir)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
         with pytest.raises(UsageError, match=r"fits no module|no regular expression"):
-            add_adapter(model, TrainSettings(**options), base_dir)
+            add_adapter(model, TrainSettings(**options), base_dir, task=CausalTask("chat"))
 
 
 def test_all_linear_beside_other_names_is_all_linear_and_them(base_dir: Path) -> None:
@@ -337,13 +338,14 @@ def test_all_linear_beside_other_names_is_all_linear_and_them(base_dir: Path) ->
     import transformers
 
     from edgetune.training.model import adapter_state, add_adapter
+    from edgetune.training.tasks.causal import CausalTask
 
     config = transformers.AutoConfig.from_pretrained(base_dir)
     found = []
     for names in (("all-linear",), ("all-linear", "embed_tokens")):
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
-            adapted = add_adapter(model, TrainSettings(target_modules=names), base_dir)
+            adapted = add_adapter(model, TrainSettings(target_modules=names), base_dir, task=CausalTask("chat"))
         found.append({name.rsplit(".lora_", 1)[0] for name in adapter_state(adapted)})
     assert found[1] - found[0] == {"base_model.model.model.embed_tokens"}
     assert found[0] < found[1]

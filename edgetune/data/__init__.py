@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetune.data.dataset import Dataset, Split, read_dataset, tokenize
+from edgetune.data.dataset import Dataset, Split, TrainingSequence, read_dataset, tokenize
 from edgetune.data.masking import Masker, Tokenized
 from edgetune.data.tokenizer import TextTokenizer, load_tokenizer
 from edgetune.fingerprint import read_chat_template
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "TextTokenizer",
     "Tokenized",
+    "TrainingSequence",
     "held_out_ids",
     "load_tokenizer",
     "read_dataset",

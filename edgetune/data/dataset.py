@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format
 from edgetune.data.masking import Masker, Tokenized
@@ -53,11 +56,28 @@ class Dataset:
     skipped: Skipped
 
 
+class TrainingSequence(Protocol):
+    """One example in token ids, as a task makes it."""
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """What counts for its length: batches are made of sequences of similar length."""
+        ...
+
+    @property
+    def learned_count(self) -> int:
+        """How many things are learned of it: tokens, or labels."""
+        ...
+
+
+Made = TypeVar("Made", bound=TrainingSequence, covariant=True)
+
+
 @dataclass(frozen=True)
-class Split:
+class Split(Generic[Made]):
     """Training sequences of one split, with what was lost on the way."""
 
-    sequences: Sequence[Tokenized]
+    sequences: Sequence[Made]
     rows: int
     truncated: int = 0
     """Sequences cut at the maximum length."""
@@ -72,7 +92,7 @@ class Split:
     @property
     def learned_tokens(self) -> int:
         """Tokens that the loss is over."""
-        return sum(int(sequence.learned.sum()) for sequence in self.sequences)
+        return sum(sequence.learned_count for sequence in self.sequences)
 
     def summary(self) -> dict[str, int]:
         """The counts, for records and reports."""
@@ -122,7 +142,9 @@ def read_dataset(
     )
 
 
-def tokenize(dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink = ignore) -> dict[str, Split]:
+def tokenize(
+    dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink = ignore
+) -> dict[str, Split[Tokenized]]:
     """Every split's training sequences, cut to `max_length` tokens. Raises `DataError` for a row it refuses."""
     masker = Masker(tokenizer, max_length)
     before = len(dataset.skipped.problems)
@@ -146,7 +168,7 @@ def tokenize(dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sin
 
 def _tokenize_split(
     name: str, rows: Sequence[tuple[str, Example]], masker: Masker, skipped: Skipped, sink: Sink
-) -> Split:
+) -> Split[Tokenized]:
     sequences: list[Tokenized] = []
     truncated = dropped = used = 0
     for number, (place, example) in enumerate(rows, 1):

@@ -48,6 +48,11 @@ class Tokenized:
     ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
 
+    @property
+    def learned_count(self) -> int:
+        """How many tokens are learned."""
+        return int(self.learned.sum())
+
     def cut(self, length: int) -> Tokenized:
         """The first `length` tokens."""
         return self if len(self.ids) <= length else Tokenized(self.ids[:length], self.learned[:length])

@@ -49,6 +49,11 @@ class Batch:
         """Positions the loss is over."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def denominator(self) -> float:
+        """The mean is over the learned tokens."""
+        return self.learned_tokens
+
 
 def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of every sequence once, in batches of `batch_size` (the last one may be smaller), shuffled."""

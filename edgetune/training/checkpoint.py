@@ -18,7 +18,8 @@ from typing import Any
 
 from edgetune.errors import CorruptFileError
 from edgetune.paths import whole_dir
-from edgetune.training.model import ADAPTER_WEIGHTS, load_adapter, save_adapter, write_tensors
+from edgetune.training.methods import Method
+from edgetune.training.model import ADAPTER_WEIGHTS, write_tensors
 
 KEPT = 2
 """How many checkpoints a run keeps."""
@@ -43,11 +44,11 @@ class Position:
     """The newest "train" and "valid" loss, and "valid_before"."""
 
 
-def save_checkpoint(run_dir: Path, position: Position, *, adapted: Any, optimizer: Any) -> Path:
+def save_checkpoint(run_dir: Path, position: Position, *, method: Method, adapted: Any, optimizer: Any) -> Path:
     """Write `checkpoint-N` and remove all but the newest ones."""
     path = run_dir / f"checkpoint-{position.step}"
     with whole_dir(path) as partial:
-        save_adapter(adapted, partial)
+        method.save(adapted, partial)
         write_tensors(_optimizer_tensors(adapted, optimizer), partial / _OPTIMIZER)
         tensors, values = _random_states()
         write_tensors(tensors, partial / _RANDOM)
@@ -65,7 +66,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
-def load_checkpoint(path: Path, *, adapted: Any, optimizer: Any) -> Position:
+def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any) -> Position:
     """Put adapter, optimizer and random states back as they were. Raises `CorruptFileError`."""
     import safetensors
     import safetensors.torch
@@ -73,7 +74,7 @@ def load_checkpoint(path: Path, *, adapted: Any, optimizer: Any) -> Position:
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         position = Position(**state["position"])
-        load_adapter(adapted, path)
+        method.load(adapted, path)
         _restore_optimizer(adapted, optimizer, safetensors.torch.load_file(path / _OPTIMIZER))
         _restore_random(safetensors.torch.load_file(path / _RANDOM), state["random"])
     except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:

@@ -5,7 +5,8 @@ uninterrupted one bit for bit, which takes knowing every state there is (here: a
 step number). Progress must leave as events, to any front end. And the loss of an accumulated batch must be the mean
 over all its learned tokens, however they are spread over the parts; no setting that nobody asked for may change that.
 
-Methods, losses and collators are values passed in or imported here; a variant is another value, never a second loop.
+What is trained for (batches, loss, measures) is the `Task` it is handed: a variant is another value, never a second
+loop.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgetune.data import Tokenized
+from edgetune.data import TrainingSequence
 from edgetune.errors import EdgetuneError
 from edgetune.events import Metrics, Progress, Sink
-from edgetune.training.batches import Batch, collate, epoch_batches
+from edgetune.training.batches import epoch_batches
 from edgetune.training.checkpoint import Position
 from edgetune.training.device import memory_bytes
-from edgetune.training.loss import summed_loss
 from edgetune.training.schedule import learning_rate, warmup_steps
 from edgetune.training.settings import TrainSettings
+from edgetune.training.tasks import Batch, Task
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +47,10 @@ class Loop:
 
     adapted: Any
     """The model with its adapter."""
+    task: Task
     optimizer: Any
-    train: Sequence[Tokenized]
-    valid: Sequence[Tokenized]
+    train: Sequence[TrainingSequence]
+    valid: Sequence[TrainingSequence]
     """Empty when nothing is to be evaluated."""
     settings: TrainSettings
     device: torch.device
@@ -95,7 +97,8 @@ class Loop:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batches = [collate([self.train[index] for index in batch], self.device) for batch in self._step_batches(step)]
+        chosen = [[self.train[index] for index in batch] for batch in self._step_batches(step)]
+        batches = [self.task.collate(sequences, self.device) for sequences in chosen]
         loss = self._backward(batches)
         norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -116,12 +119,12 @@ class Loop:
         return self._epoch[1][place * self.settings.grad_accum : (place + 1) * self.settings.grad_accum]
 
     def _backward(self, batches: Sequence[Batch]) -> float:
-        """Accumulate gradients of the mean loss over all learned tokens of `batches`; returns that mean."""
-        learned = sum(batch.learned_tokens for batch in batches)
+        """Accumulate gradients of the mean loss over all `batches`; returns that mean."""
+        denominator = sum(batch.denominator for batch in batches)
         total = 0.0
         for batch in batches:
             with self._autocast():
-                loss = summed_loss(self.adapted, batch) / learned
+                loss = self.task.summed_loss(self.adapted, batch) / denominator
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -160,23 +163,23 @@ class Loop:
         self.sink(Progress("train", position.step, self.total, "steps"))
 
     def evaluate(self, name: str) -> None:
-        """Measure the mean loss over the validation rows' learned tokens and note it as `name`."""
+        """Measure the mean loss over the validation rows and note it as `name`."""
         import torch
 
         rows = sorted(self.valid[:MOST_EVAL_ROWS], key=lambda sequence: len(sequence.ids))
         if not rows:
             return
         self.adapted.eval()
-        total, learned = 0.0, 0
+        total, denominator = 0.0, 0.0
         size = self.settings.batch_size
         with torch.no_grad(), self._autocast():
             for at in range(0, len(rows), size):
                 if name == "valid_before" and self.should_stop():
                     return
-                batch = collate(rows[at : at + size], self.device)
-                total += float(summed_loss(self.adapted, batch))
-                learned += batch.learned_tokens
+                batch = self.task.collate(rows[at : at + size], self.device)
+                total += float(self.task.summed_loss(self.adapted, batch))
+                denominator += batch.denominator
                 self.sink(Progress("evaluate", min(at + size, len(rows)), len(rows), "rows"))
         self.adapted.train()
-        self.position.losses[name] = total / learned
-        self.sink(Metrics(self.position.step, {"loss": total / learned}, split="valid"))
+        self.position.losses[name] = total / denominator
+        self.sink(Metrics(self.position.step, {"loss": total / denominator}, split="valid"))

@@ -17,6 +17,7 @@ from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.training.settings import TrainSettings, flag_name
+from edgetune.training.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +67,9 @@ def check_base(model_dir: Path) -> dict[str, Any]:
     return config
 
 
-def read_config(model_dir: Path) -> Any:
-    """The base's transformers config. Raises `UnsupportedError` unless it is a decoder that transformers knows."""
+def read_config(model_dir: Path, task: Task) -> Any:
+    """The base's transformers config. Raises `UnsupportedError` unless transformers knows it and it fits `task`."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     raw = check_base(model_dir)
     architecture = str((raw.get("architectures") or [""])[0])
@@ -84,14 +84,7 @@ def read_config(model_dir: Path) -> Any:
             f"{model_dir} is a {architecture or raw['model_type']}, which transformers does not know by itself.",
             hint="edgetune runs no code that comes with a model; use a model of a known architecture.",
         ) from error
-    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (architecture and architecture not in decoders):
-        raise UnsupportedError(
-            f"{model_dir} is a {architecture or raw['model_type']}, not a decoder that writes text.",
-            hint="Give a causal language model, e.g. LlamaForCausalLM or Qwen2ForCausalLM.",
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(f"{model_dir} is an encoder-decoder ({architecture}), not a decoder alone.")
+    task.check_config(config, architecture, model_dir)
     return config
 
 
@@ -101,7 +94,7 @@ def context_length(config: Any) -> int:
     return next((int(value) for name in _CONTEXT_NAMES if (value := getattr(text_config, name, None))), 0)
 
 
-def load_base(model_dir: Path, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, device: torch.device) -> Any:
     """The base model, frozen. Raises `CorruptFileError` when weights are missing or do not fit the config."""
     import transformers
 
@@ -110,7 +103,7 @@ def load_base(model_dir: Path, config: Any, *, dtype: torch.dtype, device: torch
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            model, found = getattr(transformers, task.auto_class).from_pretrained(
                 model_dir,
                 config=config,
                 dtype=dtype,
@@ -133,7 +126,7 @@ def load_base(model_dir: Path, config: Any, *, dtype: torch.dtype, device: torch
     return model.to(device)
 
 
-def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: Sink = ignore) -> Any:
+def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, task: Task, sink: Sink = ignore) -> Any:
     """`model` with a fresh LoRA adapter in f32. Raises `UsageError` when the target modules are not in the model."""
     import peft
     import torch
@@ -142,7 +135,7 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
     _check_rank(model, settings)
     torch.manual_seed(settings.seed)
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task.peft_type,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -150,7 +143,7 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, sink: S
         use_rslora=settings.rslora,
         rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=dict(settings.alpha_pattern),
-        modules_to_save=list(settings.modules_to_save) or None,
+        modules_to_save=[*task.head_modules(model), *settings.modules_to_save] or None,
     )
     try:
         with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune.artifacts import RUN_RECORD
-from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, load_tokenizer, read_dataset, tokenize
+from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence, load_tokenizer
 from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_chat_template
@@ -20,8 +20,10 @@ from edgetune.library import find_model
 from edgetune.paths import bytes_text
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.loop import count_steps
-from edgetune.training.model import add_adapter, check_base, context_length, read_config
+from edgetune.training.methods import find_method
+from edgetune.training.model import check_base, context_length, read_config
 from edgetune.training.settings import TrainSettings
+from edgetune.training.tasks import Task, find_task
 
 if TYPE_CHECKING:
     import torch
@@ -39,17 +41,18 @@ class Prepared:
     tokenizer: TextTokenizer
     chat_template: str | None
     """Jinja source given by the user in place of the model's own; None otherwise."""
+    task: Task
     dataset: Dataset
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Split[Any]]
     max_length: int
 
     @property
-    def train(self) -> Sequence[Tokenized]:
+    def train(self) -> Sequence[TrainingSequence]:
         """Sequences to train on."""
         return self.splits["train"].sequences
 
     @property
-    def valid(self) -> Sequence[Tokenized]:
+    def valid(self) -> Sequence[TrainingSequence]:
         """Sequences to evaluate on; empty when there are none."""
         return self.splits["valid"].sequences if "valid" in self.splits else ()
 
@@ -62,6 +65,7 @@ class Prepared:
             "max_length": self.max_length,
             "skipped_rows": len(self.dataset.skipped.problems),
             "splits": {name: split.summary() for name, split in self.splits.items()},
+            **self.task.data_record(),
         }
 
 
@@ -90,20 +94,15 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
     template = _read_template(settings.chat_template)
     if not settings.data:
         raise UsageError("No data to train on.", hint="Give a file or a directory with -d.")
-    dataset = read_dataset(
-        [Path(path).expanduser() for path in settings.data],
-        has_template=template is not None or read_chat_template(model_dir) is not None,
-        task=settings.task,
-        skip_bad_rows=settings.skip_bad_rows,
-        splits=("train", "valid") if settings.eval else ("train",),
-        sink=sink,
-    )
-    config = read_config(model_dir)
+    task = find_task(settings.task)
+    has_template = template is not None or read_chat_template(model_dir) is not None
+    dataset = task.read(settings, model_dir, has_template=has_template, sink=sink)
+    config = read_config(model_dir, task)
     max_length = _max_length(settings.max_length, context_length(config), sink)
     tokenizer = load_tokenizer(model_dir, chat_template=template, now=now)
-    splits = tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
+    splits = task.tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     _check_vocabulary(splits, config.get_text_config().vocab_size, model_dir)
-    return Prepared(model_dir, config, tokenizer, template, dataset, splits, max_length)
+    return Prepared(model_dir, config, tokenizer, template, task, dataset, splits, max_length)
 
 
 def find_base(name_or_path: str) -> Path:
@@ -129,9 +128,11 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(prepared.config, dtype=dtype, trust_remote_code=False)
+        auto = getattr(transformers, prepared.task.auto_class)
+        model = auto.from_config(prepared.config, dtype=dtype, trust_remote_code=False)
         model.requires_grad_(False)
-        adapted = add_adapter(model, settings, prepared.model_dir)
+        method = find_method(settings.method)
+        adapted = method.attach(model, settings, prepared.model_dir, prepared.task, sink=ignore)
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(len(prepared.train), settings)
@@ -165,7 +166,7 @@ def _memory_guess(
     """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
     config = prepared.config.get_text_config()
     longest = max(len(sequence.ids) for sequence in prepared.train)
-    learned = max(int(sequence.learned.sum()) for sequence in prepared.train)
+    learned = max(sequence.learned_count for sequence in prepared.train)
     hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     # Kept for the backward pass of a layer, adapters included: about twenty hidden-sized and eight feed-forward-sized
@@ -195,7 +196,7 @@ def _max_length(wanted: int, context: int, sink: Sink) -> int:
     return wanted
 
 
-def _check_vocabulary(splits: Mapping[str, Split], vocab_size: int, model_dir: Path) -> None:
+def _check_vocabulary(splits: Mapping[str, Split[Any]], vocab_size: int, model_dir: Path) -> None:
     highest = max(int(sequence.ids.max()) for split in splits.values() for sequence in split.sequences)
     if highest >= vocab_size:
         raise UsageError(

@@ -38,13 +38,11 @@ from edgetune.training.checkpoint import (
 from edgetune.training.curve import loss_svg
 from edgetune.training.device import choose_device, choose_dtype
 from edgetune.training.loop import Loop
+from edgetune.training.methods import Method, find_method
 from edgetune.training.model import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    add_adapter,
     copy_tokenizer,
-    load_base,
-    save_adapter,
 )
 from edgetune.training.prepare import Prepared, plan, prepare
 from edgetune.training.settings import TrainSettings
@@ -167,7 +165,7 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
         base_path=prepared.model_dir.resolve(),
         base_name=prepared.model_dir.resolve().name,
         fingerprint=fingerprint,
-        task=prepared.dataset.task,
+        task=prepared.task.name,
         method=settings.method,
         settings={**settings.record(), "out": str(run_dir)},
         data=prepared.data_record(),
@@ -180,24 +178,26 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    method, task = find_method(settings.method), prepared.task
     try:
-        model = load_base(prepared.model_dir, prepared.config, dtype=dtype, device=device)
+        model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=device)
         if settings.grad_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        adapted = add_adapter(model, settings, prepared.model_dir, sink=sink)
+        adapted = method.attach(model, settings, prepared.model_dir, task, sink=sink)
         parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        position = _restore(run.path, adapted, optimizer, sink)
+        position = _restore(run.path, method, adapted, optimizer, sink)
         with _interruptions(sink) as stopped, _MetricsLog(run.path, position.step, sink) as log:
             loop = Loop(
                 adapted=adapted,
+                task=task,
                 optimizer=optimizer,
                 train=prepared.train,
                 valid=prepared.valid,
                 settings=settings,
                 device=device,
                 sink=log,
-                save=lambda at: _save(run.path, at, adapted, optimizer),
+                save=lambda at: _save(run.path, at, method, adapted, optimizer),
                 should_stop=stopped.is_set,
                 position=position,
             )
@@ -207,7 +207,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
                 hint=f"To go on: edgetune train --resume {run.path}",
             )
-        return _finish(run, position, adapted, prepared)
+        return _finish(run, position, method, adapted, prepared)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(settings, prepared) from error
     except RuntimeError as error:
@@ -222,23 +222,23 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
         raise _full_disk(run, error.message) from error
 
 
-def _restore(run_dir: Path, adapted: Any, optimizer: Any, sink: Sink) -> Position:
+def _restore(run_dir: Path, method: Method, adapted: Any, optimizer: Any, sink: Sink) -> Position:
     checkpoints = list_checkpoints(run_dir)
     if not checkpoints:
         return Position()
-    position = load_checkpoint(checkpoints[-1], adapted=adapted, optimizer=optimizer)
+    position = load_checkpoint(checkpoints[-1], method=method, adapted=adapted, optimizer=optimizer)
     sink(Notice(f"Going on from step {position.step}."))
     return position
 
 
-def _save(run_dir: Path, position: Position, adapted: Any, optimizer: Any) -> None:
-    save_checkpoint(run_dir, position, adapted=adapted, optimizer=optimizer)
+def _save(run_dir: Path, position: Position, method: Method, adapted: Any, optimizer: Any) -> None:
+    save_checkpoint(run_dir, position, method=method, adapted=adapted, optimizer=optimizer)
 
 
-def _finish(run: Run, position: Position, adapted: Any, prepared: Prepared) -> Run:
+def _finish(run: Run, position: Position, method: Method, adapted: Any, prepared: Prepared) -> Run:
     copy_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
     with whole_dir(run.path / ".adapter") as partial:
-        save_adapter(adapted, partial)
+        method.save(adapted, partial)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (run.path / ".adapter" / name).replace(run.path / name)
     (run.path / ".adapter").rmdir()

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from edgetune.errors import UsageError
+from edgetune.training.methods import METHODS
+from edgetune.training.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class TrainSettings:
     """Data: a file, several files, or a directory with train/valid/test files."""
     out: str = ""
     """Run directory to write; default: runs/BASE-DATA-TIME."""
-    task: Literal["auto", "chat", "completion"] = "auto"
+    task: str = "auto"
     """How rows are put to the model: through its chat template, or as bare text."""
-    method: Literal["lora"] = "lora"
+    method: str = "lora"
     """How the model is adapted."""
     epochs: float = 3.0
     """Passes over the training data; ignored when --steps is given."""
@@ -87,6 +89,8 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise `UsageError` for a value out of its range."""
+        TASKS.check(self.task)
+        METHODS.check(self.method)
         for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
             self._demand(math.isfinite(getattr(self, name)), name, "a number")
         for name in ("batch_size", "grad_accum", "rank"):

@@ -1,0 +1,23 @@
+"""What a run trains for, by name. Each task is a small object that the one loop is handed; `base` says what it answers.
+
+Another package adds one with an entry point in the group "edgetune.tasks": NAME = "its.module:TaskClass".
+"""
+
+from __future__ import annotations
+
+from edgetune.training.registry import Registry
+from edgetune.training.tasks.base import Batch, Task, TaskClass
+
+__all__ = ["TASKS", "Batch", "Task", "TaskClass", "find_task"]
+
+_CAUSAL = "edgetune.training.tasks.causal:CausalTask"
+
+TASKS: Registry[TaskClass] = Registry(
+    "task", "edgetune.tasks", {"auto": _CAUSAL, "chat": _CAUSAL, "completion": _CAUSAL}
+)
+"""Every known task."""
+
+
+def find_task(name: str) -> Task:
+    """A fresh object of the task called `name`. Raises `UsageError` when there is none."""
+    return TASKS.find(name)(name)
