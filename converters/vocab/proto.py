@@ -43,9 +43,13 @@ class SentencePieceModel:
     pieces: list[Piece] = field(default_factory=list)
     is_unigram: bool = True
     byte_fallback: bool = False
-    has_charsmap: bool = False
-    """Whether text is normalized by a table."""
+    charsmap: bytes = b""
+    """The table of characters that text is normalized by; empty when it is not."""
     unknown: str = "<unk>"
+
+    @property
+    def has_charsmap(self) -> bool:
+        return bool(self.charsmap)
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -61,7 +65,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
                 model.byte_fallback = bool(settings.get(35, 0))
                 model.unknown = bytes(_bytes(settings.get(45, memoryview(b"<unk>")))).decode()
             elif number == 3:
-                model.has_charsmap = any(key == 2 and len(_bytes(table)) > 0 for key, table in _fields(_bytes(value)))
+                tables = [bytes(_bytes(table)) for key, table in _fields(_bytes(value)) if key == 2]
+                model.charsmap = tables[-1] if tables else b""
     except (ValueError, IndexError, struct.error) as error:
         raise CorruptCheckpoint(f"{path} is not a SentencePiece model: {error}.", hint="Download it again.") from error
     if not model.pieces:

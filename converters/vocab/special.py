@@ -83,7 +83,7 @@ def _added_around(
     files: TokenizerFiles, ids: Mapping[str, int], tokens: Mapping[str, int]
 ) -> tuple[int | None, int | None]:
     """The ids put before and after a text, as transformers does; None for nothing."""
-    if not files.has("tokenizer.json"):
+    if not files.has("tokenizer.json") and "post_processor" not in files.tokenizer:
         # Beside a tokenizer.json, transformers does not read these flags; its post-processor says it all.
         named = {kind: token_text(files.config.get(f"{kind}_token")) is not None for kind in ("bos", "eos")}
         wanted = {kind: bool(files.config.get(f"add_{kind}_token")) and named[kind] for kind in ("bos", "eos")}
