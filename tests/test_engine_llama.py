@@ -307,6 +307,8 @@ def test_a_closed_engine_says_so(tmp_path: Path) -> None:
         lambda: engine.set_adapters([]),
         lambda: engine.save_state(tmp_path / "state"),
         lambda: engine.load_state(tmp_path / "state", [300]),
+        lambda: engine.tokenizer.encode("never seen before"),
+        lambda: engine.tokenizer.piece(299),
     ):
         with pytest.raises(UsageError, match="closed"):
             use()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgetune.engine.choices import as_choice
 from edgetune.engine.native import AdapterKey
-from edgetune.engine.protocol import Candidate, Drafted, FinishReason, Timings, TokenChoice
+from edgetune.engine.protocol import Drafted, FinishReason, Timings, TokenChoice
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.speculation import Speculation
@@ -70,9 +71,10 @@ class LlamaGeneration:
         self._prompt, self._prefix = prompt, list(prefix)
         self._max_tokens, self._stop, self._top = max_tokens, _StopStrings(stop), top
         self._next_sampling: Sampling | None = None
+        self._seen: Seen | None = None
         self._speculation, self._guesses = speculation, list[int]()
         self._history = [*prompt, *prefix]
-        self._strip_space = engine.tokenizer.swallows_space_after(prompt[-1])
+        self._spell = engine.tokenizer.speller(after=prompt[-1])
         self._started = time.perf_counter()
         self._evaluated = self._first = self._last = self._started
         self._steps = self._run()
@@ -136,9 +138,11 @@ class LlamaGeneration:
                     yield None
                     continue
                 decoded = decoder.decode(raw)
+                end = length + len(decoded)
                 if self._top:
-                    self.choices[-1] = replace(self.choices[-1], start=length, end=length + len(decoded))
-                length += len(decoded)
+                    piece = self._engine.tokenizer.piece
+                    self.choices.append(as_choice(self.ids[-1], self._seen, piece, start=length, end=end))
+                length = end
                 if text := self._stop.feed(decoded):
                     self.text += text
                     yield text
@@ -206,16 +210,11 @@ class LlamaGeneration:
         return token, seen
 
     def _say(self, token: int, seen: Seen | None) -> bytes:
-        piece = self._engine.tokenizer.piece
         self.ids.append(token)
+        self._seen = seen
         if self._new_tokens:
             self._history.append(token)
-        if self._top:
-            self.choices.append(_as_choice(token, seen, piece))
-        raw = piece(token)
-        if self._strip_space:
-            self._strip_space, raw = False, raw.removeprefix(b" ")
-        return raw
+        return self._spell(token)
 
     def _is_at_limit(self, *, unsure: int) -> bool:
         full = self._engine.is_full(unsure=unsure)
@@ -283,17 +282,3 @@ class _StopStrings:
         """What was held back, once no more text comes."""
         held, self.held = self.held, ""
         return held
-
-
-def _as_choice(token: int, seen: Seen | None, piece: Callable[[int], bytes]) -> TokenChoice:
-    if seen is None:
-        return TokenChoice(token, 0, 0, 1.0, 1.0)
-    return TokenChoice(token, 0, 0, seen.probabilities[-1], seen.sampled[-1], as_candidates(seen, piece))
-
-
-def as_candidates(seen: Seen, piece: Callable[[int], bytes]) -> tuple[Candidate, ...]:
-    """The likeliest tokens of a choice as values for people."""
-    rows = zip(seen.tokens[:-1], seen.probabilities, seen.sampled, strict=False)
-    return tuple(
-        Candidate(token, piece(token).decode(errors="replace"), before, after) for token, before, after in rows
-    )

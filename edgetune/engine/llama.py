@@ -7,7 +7,6 @@ several replies share the context is `together`'s.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.adapter_fit import check_runnable
 from edgetune.engine import native
+from edgetune.engine.adapters import LoadedAdapters, file_key
 from edgetune.engine.backends import list_devices
 from edgetune.engine.batch import Batch
 from edgetune.engine.cache import KvCache, Slot, adapters_of
 from edgetune.engine.candidates import read_logits
+from edgetune.engine.choices import as_candidates
 from edgetune.engine.draft import DraftModel, open_draft
-from edgetune.engine.generation import LlamaGeneration, as_candidates
+from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.interrupt import Stopped, interruptible
 from edgetune.engine.loading import (
     LOGIT_ROWS,
@@ -45,10 +45,9 @@ from edgetune.engine.tap import Tap
 from edgetune.engine.together import run_together
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import CorruptFileError, UsageError
-from edgetune.gguf_header import GgufHeader, read_gguf_header
+from edgetune.gguf_header import GgufHeader
 
 _ABORTED = 2
-_LARGEST_SCALE = 1e6
 
 
 class LlamaEngine:
@@ -62,10 +61,9 @@ class LlamaEngine:
         self._batch_size: int = lib.llama_n_batch(context)
         self._batch = Batch(self._batch_size)
         self._vocab = lib.llama_model_get_vocab(model)
-        self._loaded: dict[tuple[Path, int, int], Any] = {}
+        self._lora = LoadedAdapters(model, header)
         self._adapters: tuple[LoraSpec, ...] = ()
         self._adapter_key: AdapterKey = ()
-        self._applied: AdapterKey = ()
         self._peeked: tuple[Slot, int] | None = None
         self._draft: DraftModel | None = None
         self._draft_ngrams = False
@@ -109,7 +107,7 @@ class LlamaEngine:
         kv_bytes = kv_bytes_per_token(header, type_k=cache_type_k, type_v=cache_type_v)
         gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
         ctx_size = check_context(header, ctx_size, kv_bytes, gpus)
-        key = _file_key(path)
+        key = file_key(path)
         gpu_layers = gpu_layers_for(header, gpu_layers, kv_bytes * ctx_size, gpus)
         model = load_model(path, header, gpu_layers=gpu_layers)
         try:
@@ -189,10 +187,9 @@ class LlamaEngine:
             self._draft = None
         if self._context is not None:
             lib.llama_free(self._context)
-            # Adapters belong to the model and are freed with it.
             lib.llama_model_free(self._model)
-            self._loaded.clear()
             self._context = self._model = None
+            self.tokenizer.close()
 
     def __enter__(self) -> LlamaEngine:
         return self
@@ -207,8 +204,8 @@ class LlamaEngine:
         """
         wanted = [adapter if isinstance(adapter, LoraSpec) else LoraSpec(*adapter) for adapter in adapters]
         self._check_open()
-        key = self._load_adapters(wanted)
-        self._apply(key)
+        key = self._lora.load(wanted)
+        self._lora.apply(self._context, key)
         self._adapters, self._adapter_key = tuple(wanted), key
 
     def forget(self) -> None:
@@ -238,7 +235,7 @@ class LlamaEngine:
             self,
             self.build_sampler(sampling, [*ids, *prefix]),
             list(ids),
-            adapters=self._adapter_key if adapters is None else self._load_adapters(adapters),
+            adapters=self._adapter_key if adapters is None else self._lora.load(adapters),
             max_tokens=max_tokens,
             stop=stop,
             prefix=prefix,
@@ -291,7 +288,7 @@ class LlamaEngine:
         self._check_open()
         self._check_prompt(ids, room_for=0)
         self.forget()
-        self._apply(self._adapter_key)
+        self._lora.apply(self._context, self._adapter_key)
         slot = self.cache.take(self._adapter_key, ids)
         try:
             rows = min(LOGIT_ROWS, self._batch_size)
@@ -309,7 +306,7 @@ class LlamaEngine:
 
         They must have the same adapters. The outputs are valid until the next evaluation.
         """
-        self._apply(generations[0].adapters)
+        self._lora.apply(self._context, generations[0].adapters)
         parts = [(one.slot, one.pending) for one in generations if one.slot is not None]
         if not parts:
             self._begin(*generations)
@@ -400,7 +397,7 @@ class LlamaEngine:
         if not np.isfinite(read_logits(self._context, row, self.tokenizer.n_vocab).max()):
             self.forget()
             raise CorruptFileError(
-                f"{self.path} answers with what is no number, with {len(self._applied)} adapters on it.",
+                f"{self.path} answers with what is no number, with {len(self._lora.applied)} adapters on it.",
                 hint="Is one of the files damaged? Convert it again.",
             )
 
@@ -422,45 +419,3 @@ class LlamaEngine:
             )
         if wrong := [token for token in ids if not 0 <= token < self.tokenizer.n_vocab]:
             raise UsageError(f"Token {wrong[0]} is outside the vocabulary of {self.tokenizer.n_vocab}.")
-
-    def _load_adapters(self, adapters: Sequence[LoraSpec]) -> AdapterKey:
-        """Load what is not loaded yet; the active ones with their scales."""
-        for adapter in adapters:
-            if not abs(adapter.scale) <= _LARGEST_SCALE:
-                raise UsageError(f"{adapter.scale} is no scale for {adapter.path}.", hint="Mostly between -2 and 2.")
-        active = [adapter for adapter in adapters if adapter.scale != 0]
-        keys = [_file_key(adapter.path) for adapter in active]
-        for key in keys:
-            self._load_adapter(key)
-        return tuple(zip(keys, (adapter.scale for adapter in active), strict=True))
-
-    def _load_adapter(self, key: tuple[Path, int, int]) -> None:
-        if key in self._loaded:
-            return
-        path = key[0]
-        check_runnable(self._header, read_gguf_header(path))
-        native.forget_errors()
-        handle = lib.llama_adapter_lora_init(self._model, native.path_bytes(path))
-        if not handle:
-            raise native.failure(f"llama.cpp cannot load the adapter {path}")
-        self._loaded[key] = handle
-
-    def _apply(self, key: AdapterKey) -> None:
-        """Let the next evaluation run under these adapters."""
-        if key is self._applied or key == self._applied:
-            return
-        handles = [self._loaded[file] for file, _ in key]
-        pointers = (lib.llama_adapter_lora_p_ctypes * max(len(handles), 1))(*handles)
-        scales = (ctypes.c_float * max(len(handles), 1))(*(scale for _, scale in key))
-        native.forget_errors()
-        if lib.llama_set_adapters_lora(self._context, pointers, len(handles), scales):
-            raise native.failure("llama.cpp refused the adapters")
-        self._applied = key
-
-
-def _file_key(path: Path) -> tuple[Path, int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UsageError(f"There is no adapter {path}.", hint="Give the path of an adapter GGUF.") from error
-    return path.resolve(), stat.st_mtime_ns, stat.st_size

@@ -49,7 +49,7 @@ class TokenChoice:
     """Where it ends; equal to `start` for bytes that only become a character with the next token's."""
     probability: float
     sampled: float
-    alternatives: tuple[Candidate, ...] = ()
+    alternatives: Sequence[Candidate] = ()
     """The likeliest tokens at this place, best first; empty for a token that was given and not chosen."""
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.engine import native
-from edgetune.engine.candidates import CandidateArray, most_likely, probabilities_of, read_logits, sampled_shares
+from edgetune.engine.candidates import CandidateArray, likeliest_and, read_logits, sampled_shares
 from edgetune.engine.native import lib
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
 from edgetune.errors import UsageError
@@ -24,15 +24,14 @@ _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 _MIROSTAT_WINDOW = 100
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A choice and what it was made from; the last entry of each list is the chosen token's."""
+class Seen(NamedTuple):
+    """A choice and what it was made from; the last entry of each array is the chosen token's."""
 
     token: int
-    tokens: list[int]
-    probabilities: list[float]
+    tokens: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
     """Before sampling."""
-    sampled: list[float]
+    sampled: NDArray[np.float32] | NDArray[np.bool_]
     """After."""
 
 
@@ -61,24 +60,25 @@ class Sampler:
         """Choose a token after output `row` and take it into account; None when the grammar allows none."""
         if self._grammar is None:
             return int(lib.llama_sampler_sample(self.chain, context, row))
-        array = self._filtered(context, row)
+        array = self._filtered(read_logits(context, row, self._vocab_size))
         return None if array is None else self._accept(array)
 
     def sample_seen(self, context: Any, row: int, top: int) -> Seen | None:
         """As `sample`, with the `top` most likely tokens and the chosen one's chances."""
+        logits = read_logits(context, row, self._vocab_size)
         if self._is_greedy and self._grammar is None:
             # What is left is the chosen token alone, so there is no need to look at the chain's work.
-            return self._seen(context, row, top, None, int(lib.llama_sampler_sample(self.chain, context, row)))
-        array = self._filtered(context, row)
-        return None if array is None else self._seen(context, row, top, array, self._accept(array))
+            return self._seen(logits, top, None, int(lib.llama_sampler_sample(self.chain, context, row)))
+        array = self._filtered(logits)
+        return None if array is None else self._seen(logits, top, array, self._accept(array))
 
     def peek(self, context: Any, row: int, top: int) -> Seen | None:
         """What `sample_seen` would see, without taking a choice into account."""
-        array = self._filtered(context, row)
-        return None if array is None else self._seen(context, row, top, array, array.selected)
-
-    def _filtered(self, context: Any, row: int) -> CandidateArray | None:
         logits = read_logits(context, row, self._vocab_size)
+        array = self._filtered(logits)
+        return None if array is None else self._seen(logits, top, array, array.selected)
+
+    def _filtered(self, logits: NDArray[np.float32]) -> CandidateArray | None:
         if self._array is None:
             self._array = CandidateArray(self._vocab_size)
         array = self._array
@@ -97,15 +97,11 @@ class Sampler:
         lib.llama_sampler_accept(self.chain, token)
         return token
 
-    def _seen(self, context: Any, row: int, top: int, array: CandidateArray | None, token: int) -> Seen:
-        logits = read_logits(context, row, self._vocab_size)
-        tokens = np.append(most_likely(logits, top), np.int32(token))
-        before = probabilities_of(logits, tokens).tolist()
+    def _seen(self, logits: NDArray[np.float32], top: int, array: CandidateArray | None, token: int) -> Seen:
+        tokens, before = likeliest_and(token, logits, top)
         if array is None or self._is_greedy:
-            after = [float(one == token) for one in tokens.tolist()]
-        else:
-            after = sampled_shares(array.kept(), tokens)
-        return Seen(token, tokens.tolist(), before, after)
+            return Seen(token, tokens, before, tokens == token)
+        return Seen(token, tokens, before, sampled_shares(array.kept(), tokens))
 
     def close(self) -> None:
         """Free the native samplers."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgetune.engine import native
 from edgetune.engine.native import lib
-from edgetune.errors import UnsupportedError
+from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, LongArray, read_gguf_header
 from edgetune.template import ChatTemplate, Rendered, split_control
 
@@ -82,10 +82,10 @@ class GgufTokenizer:
         return tokenizer
 
     def close(self) -> None:
-        """Free the vocabulary, if this tokenizer loaded it; it must not be used afterwards."""
+        """Let go of the vocabulary, and free it if this tokenizer loaded it; what is not known yet is an error then."""
         if self._model is not None:
             lib.llama_model_free(self._model)
-            self._model = None
+        self._vocab = self._model = None
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`, whatever it spells: no control token is made from it.
@@ -131,9 +131,23 @@ class GgufTokenizer:
         """Each token as text for people; bytes that are no UTF-8 by themselves show as U+FFFD."""
         return [self.piece(token, special=True).decode(errors="replace") for token in ids]
 
-    def swallows_space_after(self, token: int) -> bool:
-        """Whether the space that begins a text right after `token` is the tokenizer's own, not the text's."""
-        return self.prefix_space in _EVERYWHERE and token in self._control_texts
+    def speller(self, *, after: int) -> Callable[[int], bytes]:
+        """Spells the tokens of a text, one by one as they come; `after` is the token it follows.
+
+        The space that begins a text right after a control token may be the tokenizer's own, not the text's.
+        """
+        if not (self.prefix_space in _EVERYWHERE and after in self._control_texts):
+            return self.piece
+        is_first = True
+
+        def spell(token: int) -> bytes:
+            nonlocal is_first
+            raw = self.piece(token)
+            if is_first:
+                is_first, raw = False, raw.removeprefix(b" ")
+            return raw
+
+        return spell
 
     @cached_property
     def eog_ids(self) -> frozenset[int]:
@@ -209,6 +223,7 @@ class GgufTokenizer:
         return text if attribute & lib.LLAMA_TOKEN_ATTR_USER_DEFINED else f" {text}"
 
     def _tokenize(self, text: str, add_special: bool) -> list[int]:
+        self._check_open()
         if self._normal_form:
             text = unicodedata.normalize(self._normal_form, text)
         raw = text.encode("utf-8", "replace")
@@ -222,7 +237,12 @@ class GgufTokenizer:
                 return list(buffer[:count])
             size = -count
 
+    def _check_open(self) -> None:
+        if self._vocab is None:
+            raise UsageError("The model was closed, and its vocabulary with it.", hint="Open it again.")
+
     def _read_piece(self, token: int, special: bool) -> bytes:
+        self._check_open()
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
