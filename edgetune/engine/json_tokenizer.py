@@ -1,0 +1,156 @@
+"""Text ↔ token ids with the `tokenizers` library, from the text of a tokenizer.json: ids are Hugging Face's own.
+
+For encoders and encoder-decoders, whose GGUF files carry that text, and for models that run in torch. What a person
+writes is text: it never becomes a control token, whatever it spells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from edgetune.errors import CorruptFileError
+from edgetune.languages import find_language, language_codes
+
+if TYPE_CHECKING:
+    from edgetune.template import Rendered
+
+JSON_KEY = "tokenizer.huggingface.json"
+"""GGUF metadata: the text of the original tokenizer.json."""
+_UNFINISHED = "\ufffd"
+_LONGEST_CHARACTER = 4
+"""Tokens that one character may be spread over: its bytes in UTF-8."""
+
+
+class JsonTokenizer:
+    """The vocabulary that a tokenizer.json describes."""
+
+    def __init__(self, source: str, *, eog_ids: Iterable[int] = (), chat_template: Any = None) -> None:
+        """`source` is the file's text; `eog_ids` end a text. Raises `CorruptFileError` when it cannot be read."""
+        from tokenizers import Tokenizer
+
+        try:
+            values = json.loads(source)
+            values["truncation"] = values["padding"] = None
+            self._backend = Tokenizer.from_str(json.dumps(values))
+            # Control tokens in a text are text; the post-processor still puts its own around it.
+            self._backend.encode_special_tokens = True
+        except Exception as error:  # The library raises nothing more specific for a file it cannot read.
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise CorruptFileError(f"The tokenizer.json cannot be read: {reason}.", hint="Get it again.") from error
+        self.eog_ids = frozenset(eog_ids)
+        """The tokens that end a text."""
+        self.chat_template = chat_template
+        """The model's own; None when it has none."""
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def n_vocab(self) -> int:
+        """Entries of the vocabulary, the added tokens among them."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, pair: str | None = None, *, add_special: bool = True) -> list[int]:
+        """Token ids of `text` (and of `pair` after it), no control token made from them.
+
+        `add_special` adds what the model wants around a text, e.g. [CLS] and [SEP].
+        """
+        return list(self._backend.encode(text, pair, add_special_tokens=add_special).ids)
+
+    def encode_with_types(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """As `encode`, with the token type of every id."""
+        encoded = self._backend.encode(text, pair)
+        return list(encoded.ids), list(encoded.type_ids)
+
+    def encode_rendered(self, rendered: Rendered) -> list[int]:
+        """Token ids of a rendered template: its own control tokens as such, the messages' text as text."""
+        from edgetune.template import split_control
+
+        ids: list[int] = []
+        for text, is_control in split_control(rendered, frozenset(self._control_ids)):
+            ids += [self._control_ids[text]] if is_control else self.encode(text, add_special=False)
+        return ids
+
+    def encode_source(self, text: str, *, language: str = "") -> list[int]:
+        """As `encode`, with the code of `language`, where one is named, in the place of the tokenizer's own."""
+        ids = self.encode(text)
+        if not language:
+            return ids
+        code = self.languages[find_language(language, self.languages)]
+        own = self._language_around
+        assert own is not None
+        return [code, *ids[1:]] if own == "before" else [*ids[:-1], code]
+
+    @property
+    def marks_language_before(self) -> bool | None:
+        """Whether a text's language code stands before it (mBART-50) or at its end (mBART-25); None for neither."""
+        return None if self._language_around is None else self._language_around == "before"
+
+    @cached_property
+    def languages(self) -> dict[str, int]:
+        """Language codes and their ids; none where the tokenizer does not put one beside a text."""
+        return self._codes if self._language_around else {}
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
+        """The text of `ids` in UTF-8; `special` spells control tokens out."""
+        return self._decode(list(ids), special=special).encode()
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """What `token` stands for in the middle of a text; nothing for a control token unless `special`."""
+        if token in self._control_texts:
+            return self._control_texts[token].encode() if special else b""
+        if token not in self._pieces:
+            before = self._decode([self._anchor])
+            self._pieces[token] = self._decode([self._anchor, token]).removeprefix(before).encode()
+        return self._pieces[token]
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each token as text for people."""
+        return [self.piece(token, special=True).decode() for token in ids]
+
+    def speller(self, *, after: int) -> Callable[[int], bytes]:
+        """Spells the tokens of a text one by one; a character spread over several comes with its last token."""
+        seen: list[int] = []
+        start = read = 0
+
+        def spell(token: int) -> bytes:
+            nonlocal start, read
+            if token in self._control_texts:
+                return b""
+            seen.append(token)
+            before, text = self._decode(seen[start:read]), self._decode(seen[start:])
+            if text.endswith(_UNFINISHED) and len(seen) - read < _LONGEST_CHARACTER:
+                return b""
+            start, read = read, len(seen)
+            return text.removeprefix(before).encode()
+
+        return spell
+
+    def _decode(self, ids: list[int], *, special: bool = False) -> str:
+        return str(self._backend.decode(ids, skip_special_tokens=not special))
+
+    @cached_property
+    def _control_texts(self) -> dict[int, str]:
+        added = self._backend.get_added_tokens_decoder().items()
+        return {index: token.content for index, token in added if token.special}
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        return {text: index for index, text in self._control_texts.items()}
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return language_codes(self._control_ids.items())
+
+    @cached_property
+    def _language_around(self) -> str | None:
+        around = self.encode("")
+        if around and around[0] in self._codes.values():
+            return "before"
+        return "after" if around and around[-1] in self._codes.values() else None
+
+    @cached_property
+    def _anchor(self) -> int:
+        """A token that stands for plain text, to see what others look like after it."""
+        return next((token for token in reversed(self.encode("a b", add_special=False))), 0)
