@@ -44,7 +44,7 @@ def test_rows_are_dequantized(tmp_path: Path, name: str) -> None:
 
 def test_a_tensor_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", gguf.GGMLQuantizationType.F32)
-    with pytest.raises(UsageError, match="no tensor 'output.weight'"):
+    with pytest.raises(UsageError, match=r"no tensor 'output\.weight'"):
         GgufTensors(tmp_path / "x.gguf").read("output.weight")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -91,7 +92,15 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with an `ExitCode`."""
     _leave_in_order()
     _open_streams()
+    _keep_libraries_quiet()
     sys.exit(run(args))
+
+
+def _keep_libraries_quiet() -> None:
+    """Nothing but a download that was asked for may reach the network, or write to a person's screen unasked."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Loaded along with PEFT, it looks for faster kernels on the Hugging Face hub and complains that it may not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -31,19 +31,14 @@ class _Tensor(ctypes.Structure):
 
 
 class Tap:
-    """Keeps the tensors whose names `wanted` picks, in the order they are computed; give it to `LlamaEngine.open`."""
+    """Hands on the tensors whose names `wanted` picks, as they are computed; give it to `LlamaEngine.open`."""
 
-    def __init__(self, wanted: Callable[[str], bool]) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Callable[[str], bool], take: Callable[[str, NDArray[np.float32]], None]) -> None:
+        """`take` is called with name and values, whose axes are ggml's from the last to the first."""
+        self._wanted, self._take = wanted, take
         self._ggml = _ggml()
         self.callback: Any = lib.ggml_backend_sched_eval_callback(self._on_tensor)
         """What llama.cpp calls; it must outlive the context."""
-        self.seen: list[tuple[str, NDArray[np.float32]]] = []
-        """(name, values), one entry an evaluation; axes as ggml's from the last to the first."""
-
-    def clear(self) -> None:
-        """Forget what was kept."""
-        self.seen = []
 
     def _on_tensor(self, address: int, asks: bool, _data: object) -> bool:
         name = self._ggml.ggml_get_name(address).decode(errors="replace")
@@ -54,7 +49,7 @@ class Tap:
             if tensor.type == _FLOAT32 and self._ggml.ggml_is_contiguous(address):
                 values = np.empty(tuple(reversed(tensor.ne)), np.float32)
                 self._ggml.ggml_backend_tensor_get(address, values.ctypes.data, 0, values.nbytes)
-                self.seen.append((name, values))
+                self._take(name, values)
         return True
 
 

@@ -1,0 +1,182 @@
+"""What a GGUF model is made of, from its header alone: blocks, weights, positions, head."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
+from edgetune.gguf_header import GgufHeader, TensorInfo, gguf_from_header, read_gguf_header
+from edgetune.gguf_tensors import GgufTensors
+
+_KINDS: dict[str, ModelKind] = {
+    "bert": "encoder", "modern-bert": "encoder", "nomic-bert": "encoder", "neo-bert": "encoder", "t5encoder": "encoder",
+    "t5": "encoder-decoder",
+}  # fmt: skip
+"""`general.architecture` → what it is; everything else is a decoder."""
+
+ROLES = {
+    "token_embd": "token embedding",
+    "position_embd": "position embedding",
+    "token_types": "segment embedding",
+    "token_embd_norm": "norm of the embedding",
+    "output_norm": "final norm",
+    "output": "head: hidden → vocabulary",
+    "rope_freqs": "rotary frequencies",
+    "attn_norm": "norm before attention",
+    "attn_q": "attention: queries",
+    "attn_q_norm": "norm of queries",
+    "attn_k": "attention: keys",
+    "attn_k_norm": "norm of keys",
+    "attn_v": "attention: values",
+    "attn_qkv": "attention: queries, keys and values",
+    "attn_rel_b": "attention: bias by distance",
+    "attn_output": "attention: output",
+    "attn_o": "attention: output",
+    "attn_output_norm": "norm after attention",
+    "post_attention_norm": "norm after attention",
+    "cross_attn_norm": "norm before cross attention",
+    "cross_attn_q": "cross attention: queries",
+    "cross_attn_k": "cross attention: keys of the source",
+    "cross_attn_v": "cross attention: values of the source",
+    "cross_attn_o": "cross attention: output",
+    "ffn_norm": "norm before the MLP",
+    "ffn_gate_inp": "experts: router",
+    "ffn_gate": "MLP: gate",
+    "ffn_gate_exps": "experts: gates",
+    "ffn_up": "MLP: up",
+    "ffn_up_exps": "experts: up",
+    "ffn_down": "MLP: down",
+    "ffn_down_exps": "experts: down",
+    "post_ffw_norm": "norm after the MLP",
+    "layer_output_norm": "norm after the block",
+}
+"""GGUF name of a weight → what it does, in the order of computation."""
+
+_ORDER = list(ROLES)
+
+_BLOCK = re.compile(r"^(enc\.|dec\.)?blk\.(\d+)\.(.+)$")
+
+
+def read_anatomy(path: Path, *, positions: int = 0, adapters: Sequence[Path] = ()) -> Anatomy:
+    """The model in the GGUF file at `path`; `positions` is the prompt's length, `adapters` lie on its weights."""
+    header = read_gguf_header(path)
+    kind = _KINDS.get(header.architecture, "decoder")
+    ranks = _adapter_ranks(adapters)
+    names = {"decoder": ["decoder"], "encoder": ["encoder"], "encoder-decoder": ["encoder", "decoder"]}[kind]
+    stacks = tuple(_stack(header, name, kind, ranks, positions) for name in names)
+    gguf = gguf_from_header(header)
+    return Anatomy(
+        name=str(header.metadata.get("general.name") or path.stem),
+        path=path,
+        architecture=header.architecture,
+        kind=kind,
+        parameters=sum(prod(tensor.shape) for tensor in header.tensors),
+        context=header.number("context_length") or 0,
+        vocabulary=header.array_length("tokenizer.ggml.tokens") or header.number("vocab_size") or 0,
+        file_type=gguf.file_type,
+        stacks=stacks,
+        tied=kind != "encoder" and all(tensor.name != "output.weight" for tensor in header.tensors),
+    )
+
+
+def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list[int]], positions: int) -> Stack:
+    prefix = {"encoder-decoder": f"{name[:3]}."}.get(kind, "")
+    blocks: dict[int, list[Part]] = {}
+    before: list[Part] = []
+    after: list[Part] = []
+    for tensor in header.tensors:
+        found = _BLOCK.match(tensor.name)
+        if found:
+            if (found[1] or "") == prefix:
+                blocks.setdefault(int(found[2]), []).append(_part(tensor, found[3], ranks))
+        elif tensor.name.split(".")[-2].endswith(("output", "output_norm")) or tensor.name.startswith("cls"):
+            if (prefix and tensor.name.startswith(prefix)) or (not tensor.name.startswith(("enc.", "dec."))):
+                after.append(_part(tensor, tensor.name.removeprefix(prefix), ranks))
+        else:
+            before.append(_part(tensor, tensor.name, ranks))
+    heads = header.number("attention.head_count") or 1
+    hidden = header.number("embedding_length") or 0
+    head_size = header.number("attention.key_length") or hidden // heads
+    here = {part.name.split(".")[0] for part in before} | {p.name.split(".")[0] for ps in blocks.values() for p in ps}
+    rope = None if here & {"position_embd", "attn_rel_b"} else _rope(header, head_size, positions)
+    return Stack(
+        name=name,
+        layers=len(blocks),
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=header.number("attention.head_count_kv") or heads,
+        head_size=head_size,
+        positions="learned" if "position_embd" in here else "relative" if "attn_rel_b" in here else "rotary",
+        embedding=tuple(before),
+        blocks=tuple(tuple(sorted(blocks[index], key=_place)) for index in sorted(blocks)),
+        head=tuple(after) if not (kind == "encoder-decoder" and name == "encoder") else (),
+        rope=rope,
+    )
+
+
+def _place(part: Part) -> int:
+    """Where a weight stands in the order of computation."""
+    name = part.name.split(".")[0]
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def _part(tensor: TensorInfo, name: str, ranks: dict[str, list[int]]) -> Part:
+    base, _, ending = name.rpartition(".")
+    role = ROLES.get(base, base.replace("_", " "))
+    return Part(
+        name=name,
+        role=f"{role} (bias)" if ending == "bias" else role,
+        shape=tuple(reversed(tensor.shape)),
+        type=tensor.type,
+        parameters=prod(tensor.shape),
+        adapted=tuple(ranks.get(tensor.name, ())),
+    )
+
+
+def _adapter_ranks(adapters: Sequence[Path]) -> dict[str, list[int]]:
+    ranks: dict[str, list[int]] = {}
+    for path in adapters:
+        for tensor in read_gguf_header(path).tensors:
+            if tensor.name.endswith(".lora_a"):
+                ranks.setdefault(tensor.name.removesuffix(".lora_a"), []).append(tensor.shape[-1])
+    return ranks
+
+
+def _rope(header: GgufHeader, head_size: int, positions: int) -> Rope:
+    dimensions = header.number("rope.dimension_count") or head_size
+    key = f"{header.architecture}.rope."
+    base = header.metadata.get(f"{key}freq_base", 10000.0)
+    scaling = str(header.metadata.get(f"{key}scaling.type", "")).replace("none", "")
+    factor = header.metadata.get(f"{key}scaling.factor", 1.0)
+    tensors = GgufTensors(header)
+    factors = tensors.read("rope_freqs.weight").tolist() if "rope_freqs.weight" in tensors else []
+    theta = float(base) if isinstance(base, int | float) else 10000.0
+    stretch = float(factor) if scaling == "linear" and isinstance(factor, int | float) else 1.0
+    return rope_turns(
+        dimensions, theta, scaling=scaling, stretch=stretch, factors=factors, position=max(positions - 1, 0)
+    )
+
+
+def rope_turns(
+    dimensions: int,
+    base: float,
+    *,
+    scaling: str = "",
+    stretch: float = 1.0,
+    factors: Sequence[float] = (),
+    position: int = 0,
+) -> Rope:
+    """How fast each pair of `dimensions` turns (Su et al., 2021), and where it stands at `position`."""
+    speeds = [base ** (-2 * pair / dimensions) / stretch for pair in range(dimensions // 2)]
+    speeds = [speed / factors[pair] if pair < len(factors) else speed for pair, speed in enumerate(speeds)]
+    return Rope(
+        dimensions=dimensions,
+        base=base,
+        scaling=scaling,
+        wavelengths=tuple(2 * math.pi / speed for speed in speeds),
+        angles=tuple(math.degrees(speed * position) % 360 for speed in speeds),
+    )

@@ -1,0 +1,195 @@
+"""What a transformers model is made of: its stacks of blocks, found in its modules, and their weights' roles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgetune.explain.anatomy import rope_turns
+from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
+
+_ROLES = (
+    (r"(EncDecAttention|encoder_attn|crossattention).*?(q_proj|\bq\b|query)", "cross attention: queries"),
+    (r"(EncDecAttention|encoder_attn|crossattention).*?(k_proj|\bk\b|key)", "cross attention: keys of the source"),
+    (r"(EncDecAttention|encoder_attn|crossattention).*?(v_proj|\bv\b|value)", "cross attention: values of the source"),
+    (r"(EncDecAttention|encoder_attn|crossattention).*?(norm|LayerNorm)", "norm of cross attention"),
+    (r"(EncDecAttention|encoder_attn|crossattention)", "cross attention: output"),
+    (r"relative_attention_bias", "attention: bias by distance"),
+    (r"(q_norm|k_norm)", "norm of queries or keys"),
+    (r"(qkv_proj|c_attn|Wqkv|query_key_value)", "attention: queries, keys and values"),
+    (r"(q_proj|q_lin|\bq\b|\bquery\b)", "attention: queries"),
+    (r"(k_proj|k_lin|\bk\b|\bkey\b)", "attention: keys"),
+    (r"(v_proj|v_lin|\bv\b|\bvalue\b)", "attention: values"),
+    (r"(norm|LayerNorm|layer_norm|\bln_)", "norm"),
+    (
+        r"(o_proj|out_lin|out_proj|attn\.c_proj|attn\.Wo|SelfAttention\.o\b|attention\.output\.dense)",
+        "attention: output",
+    ),
+    (r"(gate_up_proj|mlp\.Wi)", "MLP: gate and up"),
+    (r"(gate_proj|wi_0)", "MLP: gate"),
+    (r"(up_proj|wi_1|\bwi\b|fc1|lin1|c_fc|intermediate\.dense)", "MLP: up"),
+    (r"(down_proj|\bwo\b|\bWo\b|fc2|lin2|mlp\.c_proj|output\.dense)", "MLP: down"),
+)
+"""Patterns of parameter names, the more special first, and what such a weight does."""
+
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm")
+
+
+def stack_module(model: Any, side: str) -> Any | None:
+    """The module that holds the blocks: the whole model's, or that of its "encoder" or "decoder" side."""
+    for name, module in model.named_modules():
+        if side and side not in name.split("."):
+            continue
+        if any(_is_blocks(child) for child in module.children()):
+            return module
+    return None
+
+
+def blocks_of(stack: Any) -> Any:
+    """The list of blocks directly in `stack`."""
+    return next(child for child in stack.children() if _is_blocks(child))
+
+
+def _is_blocks(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1 and len(module) > 0
+
+
+def final_norm_of(model: Any, kind: ModelKind) -> Any | None:
+    """The norm after the last block; None where there is none."""
+    stack = stack_module(model, "decoder" if kind == "encoder-decoder" else "")
+    found = (getattr(stack, name, None) for name in _NORMS)
+    return next((module for module in found if module is not None), None)
+
+
+def build_anatomy(model: Any, config: Any, kind: ModelKind, model_dir: Path, *, positions: int) -> Anatomy:
+    """The transformers `model` loaded from `model_dir`; `positions` is the prompt's length."""
+    text = config.get_text_config()
+    names = {"decoder": [""], "encoder": [""], "encoder-decoder": ["encoder", "decoder"]}[kind]
+    stacks = [
+        _stack(model, side, side or kind, config if not side else getattr(config, side, None) or config, positions)
+        for side in names
+    ]
+    outside = list(_outside(model))
+    head, embedded = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and embedded is not None and head.weight is embedded.weight
+    stacks = [_completed(stack, outside, stacks) for stack in stacks]
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    return Anatomy(
+        name=model_dir.resolve().name,
+        path=model_dir,
+        architecture=str((config.architectures or [type(model).__name__])[0]),
+        kind=kind,
+        parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" not in name),
+        context=next(
+            (int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(text, key, None))), 0
+        ),
+        vocabulary=int(getattr(text, "vocab_size", 0) or 0),
+        file_type=", ".join(sorted(dtypes)),
+        stacks=tuple(stacks),
+        tied=tied,
+    )
+
+
+def _stack(model: Any, side: str, name: str, config: Any, positions: int) -> Stack:
+    module = stack_module(model, side)
+    blocks = tuple(tuple(_parts(block)) for block in blocks_of(module)) if module is not None else ()
+    text = config if side else config.get_text_config()
+
+    def number(*keys: str) -> int:
+        return next((int(value) for key in keys if isinstance(value := getattr(text, key, None), int)), 0)
+
+    heads = number(f"{side}_attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
+    hidden = number("hidden_size", "d_model", "n_embd", "dim")
+    head_size = number("head_dim", "d_kv") or (hidden // heads if heads else 0)
+    rope = _rope(text, head_size, positions)
+    has_positions = any("position" in n and "embed" in n for n, _ in model.named_modules())
+    relative = any("relative_attention_bias" in part.name for block in blocks for part in block)
+    return Stack(
+        name=name,
+        layers=len(blocks),
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=number("num_key_value_heads") or heads,
+        head_size=head_size,
+        positions="rotary" if rope else "relative" if relative else "learned" if has_positions else "none",
+        embedding=(),
+        blocks=blocks,
+        rope=rope,
+    )
+
+
+def _completed(stack: Stack, outside: list[Part], stacks: list[Stack]) -> Stack:
+    """`stack` with the weights around its blocks; those that name no side are the first one's, or the last one's."""
+
+    def is_its(part: Part) -> bool:
+        named = [one.name for one in stacks if one.name in part.name.split(".")]
+        default = stacks[0] if _is_embedding(part.name) else stacks[-1]
+        return (named[0] if named and len(stacks) > 1 else default.name) == stack.name
+
+    mine = [part for part in outside if is_its(part)]
+    return replace(
+        stack,
+        embedding=tuple(part for part in mine if _is_embedding(part.name)),
+        head=tuple(part for part in mine if not _is_embedding(part.name)),
+    )
+
+
+def _is_embedding(name: str) -> bool:
+    return bool(re.search(r"embed|shared|\bwte\b|\bwpe\b", name))
+
+
+def _parts(module: Any) -> Iterator[Part]:
+    """Every weight of `module`; an adapter's are told as ranks on the weight they change."""
+    ranks: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        if "lora_A" in name:
+            ranks.setdefault(name.split(".lora_A")[0], []).append(int(parameter.shape[0]))
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer", "")
+        yield Part(
+            name=plain,
+            role=_role(plain),
+            shape=tuple(parameter.shape),
+            type=str(parameter.dtype).removeprefix("torch."),
+            parameters=parameter.numel(),
+            adapted=tuple(ranks.get(plain.rpartition(".")[0], ())) if plain.endswith("weight") else (),
+        )
+
+
+def _role(name: str) -> str:
+    role = next((role for pattern, role in _ROLES if re.search(pattern, name)), name.rpartition(".")[0])
+    return f"{role} (bias)" if name.endswith("bias") and "relative" not in name else role
+
+
+def _outside(model: Any) -> Iterator[Part]:
+    """Weights that are in no stack, each once."""
+    inside = {id(p) for m in model.modules() if _is_blocks(m) for p in m.parameters()}
+    for part, (_, parameter) in zip(_parts(model), _plain_parameters(model), strict=True):
+        if id(parameter) not in inside:
+            yield part
+
+
+def _plain_parameters(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if "lora_" not in name)
+
+
+def _rope(config: Any, head_size: int, positions: int) -> Rope | None:
+    settings = getattr(config, "rope_parameters", None) or {}
+    if isinstance(next(iter(settings.values()), None), dict):
+        settings = settings.get("full_attention") or next(iter(settings.values()))
+    base = settings.get("rope_theta") or getattr(config, "rope_theta", None)
+    if not base:
+        return None
+    share = settings.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    kind = str(settings.get("rope_type", "default")).replace("default", "")
+    stretch = float(settings.get("factor", 1.0)) if kind == "linear" else 1.0
+    return rope_turns(
+        int(head_size * share), float(base), scaling=kind, stretch=stretch, position=max(positions - 1, 0)
+    )

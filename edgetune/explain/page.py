@@ -1,0 +1,236 @@
+"""What an explanation says: a prompt's way through a model, as values that any front end can show.
+
+Six steps: the prompt, its tokens, their embeddings, the blocks, the head, and the choice of the next token, which is
+where the loop begins again. `record` is the JSON. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight of the model."""
+
+    name: str
+    """As the file calls it, without the block's number."""
+    role: str
+    """What it does, for people; the name again where nothing is known."""
+    shape: tuple[int, ...]
+    """(out, in) of a matrix, as torch writes it."""
+    type: str
+    """How it is stored: "F16", "Q4_K", "bfloat16"."""
+    parameters: int
+    adapted: tuple[int, ...] = ()
+    """Ranks of the adapters on it."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """What rotary positions do to queries and keys."""
+
+    dimensions: int
+    """Numbers of each head that are rotated, in pairs."""
+    base: float
+    scaling: str = ""
+    """"linear", "yarn" …; empty for none."""
+    wavelengths: tuple[float, ...] = ()
+    """For every pair: tokens until it has turned once around."""
+    angles: tuple[float, ...] = ()
+    """For every pair: degrees it is turned by at the prompt's last position, 0 to 360."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A column of equal blocks: a decoder, an encoder, or one side of an encoder-decoder."""
+
+    name: str
+    """"decoder" or "encoder"."""
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    positions: str
+    """How it knows a token's place: "rotary", "learned", "relative", …"""
+    embedding: tuple[Part, ...]
+    """Everything before the first block."""
+    blocks: tuple[tuple[Part, ...], ...]
+    head: tuple[Part, ...] = ()
+    """Everything after the last block."""
+    rope: Rope | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the model is made of."""
+
+    name: str
+    path: Path
+    architecture: str
+    kind: ModelKind
+    parameters: int
+    context: int
+    """Tokens it was made for; 0 when the file does not say."""
+    vocabulary: int
+    """Tokens it knows."""
+    file_type: str
+    stacks: tuple[Stack, ...]
+    tied: bool
+    """Whether the head is the embedding table."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the prompt (or, in an encoder-decoder, of what the decoder begins with)."""
+
+    id: int
+    piece: str
+    control: bool = False
+    norm: float = 0.0
+    """Length of its embedding vector."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token and how likely it is."""
+
+    id: int
+    piece: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Lensed:
+    """What the head would say if the stack ended after a block."""
+
+    guesses: tuple[Guess, ...] = ()
+    """At the last position, best first; empty where it cannot be known."""
+    by_token: tuple[str, ...] = ()
+    """The best guess at every position, for the last positions of a long prompt."""
+    kl_from_base: float | None = None
+    """KL(base ‖ adapter) at the last position, in nats."""
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """What one block did, at the last position unless it says otherwise."""
+
+    norm: float
+    """Length of the hidden state after the block; the mean over tokens."""
+    attention_share: float | None = None
+    """Length of what attention added, as a share of the hidden state's before it; the mean over tokens."""
+    mlp_share: float | None = None
+    """The same of the feed-forward part."""
+    lens: Lensed = Lensed()
+    attends_to: tuple[float, ...] = ()
+    """How much the last position looks at each token, the mean over heads."""
+    attends_across: tuple[float, ...] = ()
+    """Of a decoder: how much it looks at each token of the source."""
+
+
+@dataclass(frozen=True)
+class StackRun:
+    """A stack at work on its tokens."""
+
+    name: str
+    tokens: tuple[Token, ...]
+    blocks: tuple[BlockRun, ...]
+    attention: NDArray[np.float32] | None = field(default=None, repr=False)
+    """(blocks, heads, tokens, tokens); None where the engine does not tell."""
+    cross_attention: NDArray[np.float32] | None = field(default=None, repr=False)
+    """(blocks, heads, tokens, source tokens)"""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate for the next token."""
+
+    id: int
+    piece: str
+    probability: float
+    """By the model alone."""
+    sampled: float
+    """After the sampling settings."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One sampling setting, at work after those before it."""
+
+    name: str
+    setting: float
+    kept: int
+    """Tokens left."""
+    mass: float
+    """What they had together in the model's own distribution."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of the loop: a token chosen."""
+
+    id: int
+    piece: str
+    probability: float
+    sampled: float
+    options: tuple[Option, ...] = ()
+    ends: bool = False
+    """Whether it ends the text."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The prompt's way through the model under one set of adapters."""
+
+    name: str
+    """"base", or the adapters' names."""
+    stacks: tuple[StackRun, ...]
+    filters: tuple[Filter, ...] = ()
+    steps: tuple[Step, ...] = ()
+    """The first is the choice after the prompt."""
+    entropy: float = 0.0
+    """Of the next token's distribution, in nats."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Of a model with a classification head: label → probability, or "value"."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything there is to show."""
+
+    anatomy: Anatomy
+    engine: Literal["llama.cpp", "torch"]
+    prompt: str
+    rendered: str
+    """The prompt as the model reads it: inside the chat template, or as it is."""
+    sampling: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    """One, or the base's and the adapted model's."""
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-ready values; attention maps as nested lists, rounded."""
+        values: dict[str, Any] = _plain(asdict(self))
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return np.round(value.astype(np.float64), 4).tolist()
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return str(value) if isinstance(value, Path) else value
