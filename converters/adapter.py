@@ -41,7 +41,8 @@ _FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorT
 _MERGE = "Merge it into the base instead: edgetune convert BASE --merge ADAPTER."
 _ADAPTABLE = re.compile(
     r"token_embd\.weight|output\.weight|"
-    r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down|gate_inp|gate_exps|up_exps|down_exps))\.weight"
+    r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down|gate_inp|gate_exps|up_exps|down_exps))\.weight|"
+    r"(enc|dec)\.blk\.\d+\.((cross_)?attn_(q|k|v|o)|ffn_(gate|up|down))\.weight"
 )
 """The tensors that llama.cpp's graphs read through `build_lora_mm`, `build_lora_mm_id` or `build_inp_embd`; it ignores
 an adapter's change of any other, without a word."""
@@ -138,7 +139,8 @@ def convert_adapter(
         "adapter.lora.alpha": 0.0 if fold else float(next(iter(alphas))),
         **(metadata or {}),
     }
-    _write(out_path, pairs, wanted, keys, fold, on_tensor, check_space)
+    types = {name: _wanted_type(family, one, wanted) for one in pairs for name in one.shapes()}
+    _write(out_path, pairs, types, keys, fold, on_tensor, check_space)
 
 
 def _refuse_more_than_lora(config: AdapterConfig, family: Family, weights: AdapterWeights, base: Checkpoint) -> None:
@@ -230,7 +232,7 @@ def _refuse_target(lora: Lora, name: str, outputs: Mapping[str, tuple[int, ...]]
 def _write(
     out_path: Path,
     pairs: list[_Pairs],
-    wanted: TensorType,
+    types: Mapping[str, TensorType],
     keys: Mapping[str, Value],
     fold: bool,
     on_tensor: OnTensor | None,
@@ -238,20 +240,25 @@ def _write(
 ) -> None:
     shapes = {name: shape for one in pairs for name, shape in one.shapes().items()}
     if check_space is not None:
-        types = [(name, shape, _row_type(wanted, shape)) for name, shape in shapes.items()]
-        check_space(planned_bytes(keys, types))
+        kinds = [(name, shape, _row_type(types[name], shape)) for name, shape in shapes.items()]
+        check_space(planned_bytes(keys, kinds))
     total = sum(int(np.prod(shape)) * 4 for shape in shapes.values())
     done = 0
     with GgufWriter(out_path) as writer:
         writer.begin(keys, shapes)
         for one in pairs:
             for name, matrix in zip(one.shapes(), one.matrices(fold=fold), strict=True):
-                data, tensor_type = _encode(matrix, wanted)
+                data, tensor_type = _encode(matrix, types[name])
                 writer.write(data, writer.add(name, tensor_type))
                 done += matrix.nbytes
                 if on_tensor is not None:
                     on_tensor(name, matrix.shape, done, total)
         writer.finish()
+
+
+def _wanted_type(family: Family, pairs: _Pairs, wanted: TensorType) -> TensorType:
+    narrow = wanted is TensorType.F16 and re.fullmatch(family.not_float16, pairs.name)
+    return TensorType.F32 if narrow else wanted
 
 
 def _row_type(wanted: TensorType, shape: tuple[int, ...]) -> TensorType:

@@ -128,6 +128,8 @@ def read_adapter_weights(adapter_dir: Path, config: AdapterConfig, family: Famil
         _complete(file, module, found)
         for lora in _loras(weights, config, family, module, found):
             weights.loras[lora.weight] = lora
+    for changed in (*weights.loras, *weights.replaced, *weights.tokens):
+        family.check_adapted(changed)
     _check_complete(config, family, weights)
     if not (weights.loras or weights.replaced or weights.tokens):
         raise CorruptCheckpoint(f"{file.path} holds no tensors.", hint=_AGAIN)

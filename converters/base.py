@@ -20,11 +20,22 @@ from numpy.typing import NDArray
 
 from converters.config import Config
 from converters.errors import CorruptCheckpoint, UnsupportedModel
+from converters.head import Head, Layer, classifier_task, label_names
 from converters.operations import Operation
 from converters.writer import Value
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 """The GGUF names of the token embedding and the output head."""
+
+CLASSIFIER = "ForSequenceClassification"
+"""How the architectures end that transformers has for classes and values of whole texts."""
+
+_ANSWERS = {
+    "ForTokenClassification": "every token",
+    "ForQuestionAnswering": "where in a text an answer begins and ends",
+    "ForMultipleChoice": "several texts at a time",
+}
+_OTHER_HEADS = re.compile("|".join(_ANSWERS))
 
 SHORTEST_CONTEXT = 1024
 """A model whose sliding window cannot be honoured is converted up to its window if that is at least this long."""
@@ -72,6 +83,14 @@ class Family:
     embedding_name: ClassVar[str] = "model.embed_tokens.weight"
     graph_has_head: ClassVar[bool] = True
     """Whether llama.cpp's graph can take an output head that differs from the embedding."""
+    not_float16: ClassVar[str] = ""
+    """Pattern of GGUF tensors that float16 does not suit: llama.cpp rounds what they are multiplied with as well."""
+    writes_text: ClassVar[bool] = True
+    """Whether the graph ends in a distribution over the vocabulary; an encoder's does not."""
+    left_out: ClassVar[str] = ""
+    """Pattern of checkpoint tensors that belong to a head no GGUF file needs, such as that of masked words."""
+    classifier: ClassVar[str] = ""
+    """The architecture that transformers gives a base of this family when it trains a classifier on it."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         """From the fields of config.json; `check` is for the caller to call."""
@@ -83,6 +102,10 @@ class Family:
     def metadata(self) -> dict[str, Value]:
         """The architecture's own keys, without the `<architecture>.` prefix."""
         raise NotImplementedError
+
+    def other_metadata(self) -> dict[str, Value]:
+        """Keys under their full names, beside the architecture's own."""
+        return {}
 
     def weights(self) -> Iterator[Weight]:
         """Every tensor a checkpoint must hold, the output head aside where it is tied."""
@@ -99,6 +122,21 @@ class Family:
         """The checkpoint tensor `name` as the table spells it, where saved checkpoints differ."""
         return name
 
+    def head_layers(self, outputs: int) -> tuple[str, tuple[Layer, ...]]:
+        """What is pooled and which layers follow, of a classifier with `outputs` classes; a decoder's by default."""
+        return "last", (Layer("score", self.hidden, outputs, bias=False),)
+
+    @property
+    def hidden(self) -> int:
+        return self.config.natural("hidden_size")
+
+    def may_repeat(self, name: str) -> bool:
+        """Whether checkpoints hold the tensor `name` under other names as well, with the same values."""
+        return False
+
+    def check_adapted(self, name: str) -> None:
+        """Raise `UnsupportedAdapter` when an adapter must not change the tensor `name` of the table."""
+
     @property
     def layers(self) -> int:
         return self.config.natural("num_hidden_layers")
@@ -106,12 +144,41 @@ class Family:
     @property
     def tied(self) -> bool:
         """Whether the head shares the embedding's values, unless the checkpoint holds a different one."""
-        return bool(self.config["tie_word_embeddings"])
+        return self.is_classifier or bool(self.config["tie_word_embeddings"])
+
+    @property
+    def architecture(self) -> str:
+        """`architectures[0]` of config.json."""
+        return str(self.config["architectures"][0])
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model ends in a head over whole texts: classes, or a value."""
+        return self.architecture.endswith(CLASSIFIER)
+
+    @property
+    def carries_tokenizer(self) -> bool:
+        """Whether the GGUF file holds the tokenizer itself, for our own engine to read texts with."""
+        return self.is_classifier or not self.writes_text
+
+    @property
+    def head(self) -> Head | None:
+        """The model's own head; None for a model that has none, or another one than over whole texts."""
+        if not self.is_classifier:
+            return None if self.writes_text else Head("embedding")
+        labels = label_names(self.config)
+        pooling, layers = self.head_layers(len(labels))
+        return Head(classifier_task(self.config.get("problem_type"), labels), pooling, layers, labels)
 
     @cached_property
     def table(self) -> dict[str, Weight]:
-        """`weights` by name."""
-        return {entry.name: entry for entry in self.weights()}
+        """`weights` by name, and the head's, which go nowhere: they travel in the metadata."""
+        table = {entry.name: entry for entry in self.weights()}
+        if self.is_classifier:
+            table.pop(self.head_name, None)
+        for layer in self.head.layers if self.head else ():
+            table |= {name: Weight(name, shape, ()) for name, shape in layer.shapes()}
+        return table
 
     def map_weight(self, name: str) -> tuple[Target, ...]:
         """Where the checkpoint tensor `name` goes. Raises `UnsupportedModel` for a name the family does not have."""
@@ -122,7 +189,12 @@ class Family:
 
     def is_ignored(self, name: str) -> bool:
         """Whether the checkpoint tensor `name` holds nothing that the GGUF file needs."""
-        return re.fullmatch(self.ignored, name) is not None
+        return re.fullmatch(self.ignored, name) is not None or self.is_left_out(name)
+
+    def is_left_out(self, name: str) -> bool:
+        """Whether the checkpoint tensor `name` belongs to a head that the GGUF file does without."""
+        name = self.canonical(name)
+        return bool(self.left_out) and name not in self.table and re.fullmatch(self.left_out, name) is not None
 
 
 def check_window(window: int | None, context: int) -> None:
@@ -149,11 +221,7 @@ def find_family(values: Mapping[str, Any]) -> Family:
             "config.json names no architecture.",
             hint='Add "architectures": ["…ForCausalLM"] as the model was saved with.',
         )
-    family_class = families().get(name)
-    if family_class is None:
-        raise UnsupportedModel(
-            f"The architecture {name} is not supported.", hint=f"Supported are {', '.join(sorted(families()))}."
-        )
+    family_class = _family_class(name)
     if quantization := values.get("quantization_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise UnsupportedModel(
@@ -163,6 +231,28 @@ def find_family(values: Mapping[str, Any]) -> Family:
     family = family_class(values)
     family.check()
     return family
+
+
+def _family_class(name: str) -> type[Family]:
+    known = families()
+    if (family_class := known.get(name) or known.get(_decoder_of(name))) is not None:
+        return family_class
+    if refused := _OTHER_HEADS.search(name):
+        raise UnsupportedModel(
+            f"{name} answers for {_ANSWERS[refused[0]]}; edgetune runs heads that answer for a text as a whole.",
+            hint="Models …ForSequenceClassification and those without a head are converted.",
+        )
+    raise UnsupportedModel(
+        f"The architecture {name} is not supported.", hint=f"Supported are {', '.join(sorted(known))}."
+    )
+
+
+def _decoder_of(name: str) -> str:
+    """The architecture that writes text with the decoder under the classifier `name`."""
+    if not name.endswith(CLASSIFIER):
+        return ""
+    stem = name.removesuffix(CLASSIFIER)
+    return {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(stem, f"{stem}ForCausalLM")
 
 
 def families() -> dict[str, type[Family]]:

@@ -7,17 +7,19 @@ model's size. Numbers are never changed silently: a tensor that float16 cannot h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
 from converters.base import Family, find_family
 from converters.card import card_metadata
-from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, row_count
+from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, load_float32, row_count
 from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, TensorType
 from converters.errors import ConverterError
+from converters.head import POOLING_TYPES, head_metadata
 from converters.plan import Output, Part, plan
 from converters.stream import write_tensor
 from converters.vocab import harmless_name, read_vocabulary
@@ -31,7 +33,9 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
 _TYPES = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16, "q8_0": TensorType.Q8_0}
 _FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorType.BF16: 32}
-_ALWAYS_FLOAT32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
+_ALWAYS_FLOAT32 = (
+    *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "attn_rel_b.weight"),
+)
 _QUANTIZATION_VERSION = 2
 
 
@@ -44,12 +48,14 @@ def convert_base(
     merge: Path | None = None,
     on_tensor: OnTensor | None = None,
     check_space: Callable[[int], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> None:
     """Convert the Hugging Face directory `model_dir` to the GGUF file `out_path`, which is written in place.
 
     `outtype` is one of `OUTTYPES`; `metadata` is added to the header; `merge` is a PEFT directory whose adapter is
-    merged into the weights; `check_space` is called with the file's size in bytes before anything is written. Raises
-    `ConverterError`: `CorruptCheckpoint` for broken files, `UnsupportedModel` for what llama.cpp cannot run exactly.
+    merged into the weights; `check_space` is called with the file's size in bytes before anything is written;
+    `on_notice` is told what of the checkpoint is left out on purpose. Raises `ConverterError`: `CorruptCheckpoint` for
+    broken files, `UnsupportedModel` for what llama.cpp cannot run exactly.
     """
     if outtype not in OUTTYPES:
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(OUTTYPES)}.")
@@ -64,10 +70,15 @@ def convert_base(
             checkpoint, family, tokenizer_dir = merged.checkpoint, merged.family, merged.tokenizer_dir
         outputs = plan(family, checkpoint)
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
-        vocabulary = read_vocabulary(tokenizer_dir, family.config.natural("vocab_size"))
+        vocabulary = read_vocabulary(
+            tokenizer_dir, family.config.natural("vocab_size"), original=family.carries_tokenizer
+        )
         name = harmless_name(model_dir.resolve().name, vocabulary)
         general = {**_general_metadata(name, family, wanted, outputs), **card_metadata(model_dir)}
-        keys = {**general, **vocabulary, **(metadata or {})}
+        keys = {**general, **vocabulary, **_head_keys(family, checkpoint), **(metadata or {})}
+        if on_notice is not None:
+            for notice in _notices(family, checkpoint):
+                on_notice(notice)
         _write(out_path, checkpoint, family, outputs, wanted, keys, on_tensor, check_space)
 
 
@@ -81,7 +92,26 @@ def _general_metadata(name: str, family: Family, wanted: TensorType, outputs: li
         "general.file_type": _FILE_TYPES[wanted],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **{f"{architecture}.{key}": value for key, value in family.metadata().items()},
+        **family.other_metadata(),
     }
+
+
+def _head_keys(family: Family, checkpoint: Checkpoint) -> dict[str, Value]:
+    """The keys of the model's head, and llama.cpp's own for what it pools."""
+    head = family.head
+    if head is None:
+        return {}
+    sources = {family.canonical(name): name for name in checkpoint.names}
+    keys = head_metadata(head, lambda name: load_float32(checkpoint, sources[name]))
+    if head.pooling in POOLING_TYPES:
+        keys[f"{family.gguf_architecture}.pooling_type"] = POOLING_TYPES[head.pooling]
+    return keys
+
+
+def _notices(family: Family, checkpoint: Checkpoint) -> Iterator[str]:
+    left_out = sorted({name.rpartition(".")[0] for name in checkpoint.names if family.is_left_out(name)})
+    if left_out:
+        yield f"Left out, as embeddings and classes do not need it: {', '.join(left_out)}."
 
 
 def _size_label(outputs: list[Output]) -> str:
@@ -102,11 +132,13 @@ def _guess_type(checkpoint: Checkpoint) -> TensorType:
     return TensorType.BF16 if dtypes == {"BF16"} else TensorType.F16
 
 
-def _tensor_type(output: Output, wanted: TensorType) -> TensorType:
+def _tensor_type(output: Output, wanted: TensorType, family: Family) -> TensorType:
     if len(output.shape) < 2 or not output.name.endswith(".weight") or output.name.endswith(_ALWAYS_FLOAT32):
         return TensorType.F32
     if wanted is TensorType.Q8_0 and output.shape[-1] % Q8_0_BLOCK:
-        return TensorType.F16
+        wanted = TensorType.F16
+    if wanted is TensorType.F16 and re.fullmatch(family.not_float16, output.name):
+        return TensorType.F32
     return wanted
 
 
@@ -123,7 +155,7 @@ def _write(
     extra = family.extra_tensors()
     shapes = {name: values.shape for name, values in extra.items()} | {out.name: out.shape for out in outputs}
     if check_space is not None:
-        types = [(out.name, out.shape, _tensor_type(out, wanted)) for out in outputs]
+        types = [(out.name, out.shape, _tensor_type(out, wanted, family)) for out in outputs]
         check_space(planned_bytes(keys, types))
     total = sum(_stored_bytes(checkpoint, part) for out in outputs for part in out.parts)
     done = 0
@@ -132,7 +164,7 @@ def _write(
         for name, values in extra.items():
             writer.write(values, writer.add(name, TensorType.F32))
         for output in outputs:
-            write_tensor(writer, pool, checkpoint, output, _tensor_type(output, wanted))
+            write_tensor(writer, pool, checkpoint, output, _tensor_type(output, wanted, family))
             done += sum(_stored_bytes(checkpoint, part) for part in output.parts)
             if on_tensor is not None:
                 on_tensor(output.name, output.shape, done, total)

@@ -67,9 +67,15 @@ def _match(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
     for source in checkpoint.names:
         name = family.canonical(source)
         if name in family.table:
-            if name in sources:
+            if name not in sources:
+                sources[name] = source
+            elif not family.may_repeat(source):
                 raise CorruptCheckpoint(f"The checkpoint holds {name!r} twice, as {sources[name]!r} and {source!r}.")
-            sources[name] = source
+            elif not equal_tensors(checkpoint, source, sources[name]):
+                raise UnsupportedModel(
+                    f"The checkpoint's {source!r} differs from its {sources[name]!r}; llama.cpp's graph for this model "
+                    "shares them."
+                )
         elif not family.is_ignored(name):
             unknown.append(source)
     if unknown:

@@ -254,6 +254,7 @@ def _convert_base(
             merge=merge,
             on_tensor=_reporter(sink),
             check_space=check_space,
+            on_notice=lambda text: sink(Notice(text)),
         )
 
 

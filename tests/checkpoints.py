@@ -119,7 +119,8 @@ def randomize(model: Any, *, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "embed" in name or "wte" in name or "wpe" in name:
+            name = name.lower()
+            if parameter.ndim >= 2 and ("embed" in name or "wte" in name or "wpe" in name):
                 parameter.copy_(noise * embedding_scale)
             elif parameter.ndim >= 2:
                 fan_in = parameter.shape[0] if type(model).__name__.startswith("GPT2") else parameter.shape[-1]

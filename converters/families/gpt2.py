@@ -62,7 +62,7 @@ class Gpt2(Family):
 
     def canonical(self, name: str) -> str:
         # The first checkpoints were saved without the prefix.
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"
 
     def weights(self) -> Iterator[Weight]:
         vocabulary, positions = self.config.natural("vocab_size"), self.config.natural("n_positions")

@@ -40,10 +40,6 @@ class Llama(Family):
     """Whether the graph can leave a part of each head as it is."""
 
     @property
-    def hidden(self) -> int:
-        return self.config.natural("hidden_size")
-
-    @property
     def heads(self) -> int:
         return self.config.natural("num_attention_heads")
 

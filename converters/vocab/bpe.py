@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
-from converters.vocab.files import TokenizerFiles
+from converters.vocab.files import TokenizerFiles, normalizer_steps
 from converters.vocab.matching import check_added_tokens
 from converters.vocab.merges import merge_lines
 from converters.vocab.pre_tokenizer import recognise
@@ -21,31 +21,46 @@ _UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
 """llama.cpp knows none of them; our engine reads the form from the file (see `engine_keys`). Qwen's is NFC."""
 
 
-def read_byte_level(files: TokenizerFiles, vocab_size: int) -> dict[str, Value]:
-    """The `tokenizer.*` keys of a byte-level BPE, padded to `vocab_size` tokens. Raises `UnsupportedModel`."""
+def read_byte_level(files: TokenizerFiles, vocab_size: int, *, exact: bool = True) -> dict[str, Value]:
+    """The `tokenizer.*` keys of a byte-level BPE, padded to `vocab_size` tokens.
+
+    Raises `UnsupportedModel` for what llama.cpp would read otherwise; not so where that need not be `exact`.
+    """
     tokenizer = files.tokenizer
-    model = tokenizer["model"]
-    vocabulary, merges = bpe_parts(files, model)
+    vocabulary, merges = bpe_parts(files, tokenizer["model"])
+    if exact:
+        _check_exact(files, vocabulary)
+    table = TokenTable(vocab_size)
+    table.add_vocabulary(vocabulary)
+    for token in files.added_tokens.values():
+        table.add_token(token)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": recognise(tokenizer) if exact else _nearest(tokenizer),
+        "tokenizer.ggml.tokens": table.texts(),
+        "tokenizer.ggml.token_type": np.asarray(table.types, dtype=np.int32),
+        "tokenizer.ggml.merges": merge_lines(merges),
+        "edgetune.tokenizer.prefix_space": "never",
+    }
+
+
+def _check_exact(files: TokenizerFiles, vocabulary: dict[str, int]) -> None:
+    tokenizer, model = files.tokenizer, files.tokenizer["model"]
     check_model(model)
     check_normalizers(tokenizer, _UNICODE_FORMS)
     if model.get("unk_token") and not vocabulary.keys() >= _BYTE_LETTERS:
         raise UnsupportedModel(
             f"The vocabulary lacks some bytes, for which {model['unk_token']!r} stands; llama.cpp would drop them."
         )
-    table = TokenTable(vocab_size)
-    table.add_vocabulary(vocabulary)
     forms = [str(step["type"]) for step in normalizer_steps(tokenizer)]
     check_added_tokens(files.added_tokens.values(), normal_form="".join(forms[-1:]))
-    for token in files.added_tokens.values():
-        table.add_token(token)
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": recognise(tokenizer),
-        "tokenizer.ggml.tokens": table.texts(),
-        "tokenizer.ggml.token_type": np.asarray(table.types, dtype=np.int32),
-        "tokenizer.ggml.merges": merge_lines(merges),
-        "edgetune.tokenizer.prefix_space": "never",
-    }
+
+
+def _nearest(tokenizer: dict[str, Any]) -> str:
+    try:
+        return recognise(tokenizer)
+    except UnsupportedModel:
+        return "gpt-2"
 
 
 def bpe_parts(files: TokenizerFiles, model: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
@@ -77,14 +92,6 @@ def check_normalizers(tokenizer: dict[str, Any], allowed: set[str]) -> None:
                 f"The tokenizer normalizes text with {step.get('type')}, which llama.cpp does not do.",
                 hint="A file made from it would read some texts as other tokens.",
             )
-
-
-def normalizer_steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
-    """The normalizers one after the other, sequences opened."""
-    stage = tokenizer.get("normalizer")
-    if not isinstance(stage, dict):
-        return []
-    return list(stage.get("normalizers") or []) if stage.get("type") == "Sequence" else [stage]
 
 
 def _byte_letters() -> frozenset[str]:

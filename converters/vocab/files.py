@@ -45,6 +45,16 @@ class TokenizerFiles:
         """tokenizer_config.json; empty when there is none."""
         return self.read_json("tokenizer_config.json")
 
+    @cached_property
+    def legacy_special_tokens(self) -> dict[str, Any]:
+        """special_tokens_map.json, which transformers reads where tokenizer_config.json lists no added tokens."""
+        return {} if "added_tokens_decoder" in self.config else self.read_json("special_tokens_map.json")
+
+    def token_ids(self, vocabulary: object) -> dict[str, int]:
+        """Every token's id by its text: those of `vocabulary`, a mapping, and the added tokens."""
+        known = {str(text): int(number) for text, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+        return {**known, **{token.content: number for number, token in self.added_tokens.items()}}
+
     def has(self, name: str) -> bool:
         """Whether the directory holds the file `name`."""
         return (self.model_dir / name).is_file()
@@ -75,6 +85,8 @@ class TokenizerFiles:
                 added[int(token_id)] = _added_token(int(token_id), entry)
             # transformers matches a named token in texts also where no list has it.
             vocabulary = (self.tokenizer.get("model") or {}).get("vocab")
+            if isinstance(vocabulary, list):  # of a unigram model: [piece, score] pairs
+                vocabulary = {str(piece[0]): number for number, piece in enumerate(vocabulary)}
             known: dict[str, int] = vocabulary if isinstance(vocabulary, dict) else {}
             if known:
                 _require_assigned_ids(added.values(), known)
@@ -95,6 +107,14 @@ class TokenizerFiles:
             more = self.config.get(key) or []
             named += list(more.values()) if isinstance(more, Mapping) else list(more)
         return {text for text in map(token_text, named) if text}
+
+
+def normalizer_steps(tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The normalizers one after the other, sequences opened."""
+    stage = tokenizer.get("normalizer")
+    if not isinstance(stage, dict):
+        return []
+    return list(stage.get("normalizers") or []) if stage.get("type") == "Sequence" else [stage]
 
 
 def token_text(entry: object) -> str | None:

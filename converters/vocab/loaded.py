@@ -11,41 +11,72 @@ import json
 from typing import Any
 
 from converters.errors import CorruptCheckpoint, UnsupportedModel
-from converters.vocab.files import TokenizerFiles
+from converters.vocab.files import TokenizerFiles, token_text
 from converters.vocab.proto import SentencePieceModel, read_sentencepiece
+from converters.vocab.unigram import UNIGRAM_CLASSES, load_unigram
+from converters.vocab.wordpiece import bert_tokenizer, read_vocab_txt
 
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 _CLASS_OF_TYPE = {
+    "bert": "BertTokenizer",
+    "camembert": "CamembertTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
     "gemma2": "GemmaTokenizer",
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
     "mistral": "TokenizersBackend",
     "mixtral": "TokenizersBackend",
+    "modernbert": "TokenizersBackend",
+    "mt5": "T5Tokenizer",
     "phi3": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "qwen3_moe": "Qwen2Tokenizer",
+    "roberta": "RobertaTokenizer",
+    "t5": "T5Tokenizer",
+    "umt5": "TokenizersBackend",
+    "xlm-roberta": "XLMRobertaTokenizer",
 }
 """The class transformers has registered for a model type; "TokenizersBackend" takes tokenizer.json as it is."""
-_TYPES_OVERRULING_THEIR_FILES = {"phi3", "qwen2"}
+_TYPES_OVERRULING_THEIR_FILES = {"modernbert", "phi3", "qwen2"}
 """Model types whose registered class wins over the one that tokenizer_config.json names."""
 _AS_IS = "TokenizersBackend"
-_REBUILDING = ("LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer")
+_WORDPIECE = ("BertTokenizer", "DistilBertTokenizer")
+_REBUILDING = (
+    *("LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer"),
+    *_WORDPIECE,
+    *sorted(UNIGRAM_CLASSES),
+)
+_BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_ROBERTA_TOKENS = {
+    **dict.fromkeys(("bos", "cls"), "<s>"),
+    **dict.fromkeys(("eos", "sep"), "</s>"),
+    **{kind: f"<{kind}>" for kind in ("unk", "pad", "mask")},
+}
+_NAMED_BY_CLASS = {"RobertaTokenizer": _ROBERTA_TOKENS, **dict.fromkeys(_WORDPIECE, _BERT_TOKENS)}
+"""The special tokens that a class has where no file names others."""
 
 
 def load_tokenizer(files: TokenizerFiles) -> dict[str, Any]:
     """tokenizer.json's content as transformers would have it in memory; `CorruptCheckpoint` without any tokenizer."""
     tokenizer = dict(files.tokenizer)
     kind = tokenizer_class(files)
+    if kind in UNIGRAM_CLASSES:
+        return load_unigram(files, kind)
+    if kind in _NAMED_BY_CLASS:
+        named = {f"{key}_token": text for key, text in _NAMED_BY_CLASS[kind].items()}
+        files.config = {**named, **files.config, **files.legacy_special_tokens}
     if not tokenizer:
         tokenizer = _from_other_files(files, kind)
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         raise CorruptCheckpoint(f"{files.model_dir / 'tokenizer.json'} describes no model.", hint="Download it again.")
+    files.tokenizer = tokenizer  # where the added tokens' ids are looked up
     if kind in _REBUILDING:
         tokenizer.update(_rebuilt(files, kind, model))
     return tokenizer
@@ -87,6 +118,8 @@ def is_byte_level(tokenizer: dict[str, Any]) -> bool:
 
 
 def _rebuilt(files: TokenizerFiles, kind: str, model: dict[str, Any]) -> dict[str, Any]:
+    if kind in _WORDPIECE:
+        return bert_tokenizer(files, model)
     if kind == "LlamaTokenizer":
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": prefix_scheme(files), "split": False}
         flags = {"byte_fallback": True, "fuse_unk": True, "unk_token": None, "ignore_merges": False}
@@ -97,19 +130,42 @@ def _rebuilt(files: TokenizerFiles, kind: str, model: dict[str, Any]) -> dict[st
         return {"normalizer": spaces, "pre_tokenizer": None, "model": {**model, **flags}}
     prefix = bool(files.config.get("add_prefix_space"))
     flags = {"byte_fallback": False, "unk_token": None, "ignore_merges": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": prefix, "use_regex": kind == "GPT2Tokenizer"}
+    regex = kind in ("GPT2Tokenizer", "RobertaTokenizer")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex}
     if kind == "GPT2Tokenizer":
         return {"normalizer": None, "pre_tokenizer": byte_level, "model": {**model, **flags}}
+    if kind == "RobertaTokenizer":
+        around = _around_roberta(files, model, prefix)
+        return {
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "model": {**model, **flags, "fuse_unk": False},
+            "post_processor": around,
+            "decoder": {**byte_level, "add_prefix_space": True},
+        }
     split = {"type": "Split", "pattern": {"Regex": QWEN2_REGEX}, "behavior": "Isolated", "invert": False}
     sequence = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     return {"normalizer": {"type": "NFC"}, "pre_tokenizer": sequence, "model": {**model, **flags}}
 
 
+def _around_roberta(files: TokenizerFiles, model: dict[str, Any], prefix: bool) -> dict[str, Any]:
+    named = {key: token_text(files.config.get(f"{key}_token")) for key in ("sep", "cls")}
+    ids = files.token_ids(model.get("vocab"))
+    unknown = next((text for text in named.values() if text not in ids), None)
+    if unknown is not None:
+        raise CorruptCheckpoint(f"The tokenizer adds {unknown!r} to every text, which is not in its vocabulary.")
+    pairs = {key: [text, ids[str(text)]] for key, text in named.items()}
+    trim = bool(files.config.get("trim_offsets", True))
+    return {"type": "RobertaProcessing", **pairs, "trim_offsets": trim, "add_prefix_space": prefix}
+
+
 def _from_other_files(files: TokenizerFiles, kind: str) -> dict[str, Any]:
+    if kind in _WORDPIECE and files.has("vocab.txt"):
+        return {"model": {"type": "WordPiece", "vocab": read_vocab_txt(files.model_dir / "vocab.txt")}}
     if files.has("tokenizer.model"):
         return _from_sentencepiece(read_sentencepiece(files.model_dir / "tokenizer.model"), kind)
     if files.has("vocab.json") and files.has("merges.txt"):
-        if kind not in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        if kind not in ("GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer"):
             raise UnsupportedModel(
                 f"{files.model_dir} has vocab.json and merges.txt, but no tokenizer.json that says how text is split.",
                 hint="Load the tokenizer with transformers and save it again: that writes tokenizer.json.",

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import UnsupportedModel
-from converters.vocab.bpe import bpe_parts, check_model, check_normalizers, normalizer_steps
-from converters.vocab.files import TokenizerFiles, token_text
+from converters.vocab.bpe import bpe_parts, check_model, check_normalizers
+from converters.vocab.files import TokenizerFiles, normalizer_steps, token_text
 from converters.vocab.matching import check_added_tokens
 from converters.vocab.merges import merge_pairs
 from converters.vocab.proto import read_sentencepiece
