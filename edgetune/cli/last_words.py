@@ -1,7 +1,8 @@
 """What a person sees when llama.cpp gives up: one sentence and an exit code instead of a core dump and a backtrace.
 
 llama.cpp aborts its process where an assertion of its own fails, on a file whose header looks right and whose content
-is not. Nothing can be saved then; this only says it decently. Called before a model is opened.
+is not; the system ends one that reads a page which its file has lost. Nothing can be saved then; this only says it
+decently. Called before a model is opened.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from edgetune.errors import ExitCode
 
@@ -19,8 +20,15 @@ _FULL_SCREEN_OFF = b"\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1049l\x1b
 
 
 def speak_before_aborting() -> None:
-    """Let an abort inside llama.cpp end the process with one sentence on stderr and `ExitCode.FAILED`."""
+    """Let an abort inside llama.cpp end the process with one sentence on stderr and `ExitCode.FAILED`.
+
+    A model's file that is cut while it is in use becomes an error of the engine.
+    """
     from llama_cpp._ggml import libggml
+
+    from edgetune.engine.mapped_file import survive_lost_pages
+
+    survive_lost_pages(_leave_unread)
 
     # Where the loader does not look into a library's dependencies, llama.cpp's own words have to do.
     set_callback = getattr(libggml, "ggml_set_abort_callback", None)
@@ -46,7 +54,7 @@ def _terminal_state() -> Any:
 
 
 def _restore_terminal() -> None:
-    state = _kept[1]
+    state = _kept[1] if _kept else None
     if state is not None:
         import termios
 
@@ -59,12 +67,18 @@ def _leave(message: bytes) -> None:
     reason = " ".join(message.decode(errors="replace").split())
     # The path is that of the machine which compiled it; the file and line at its end are the part that tells.
     place, colon, what = reason.partition(": ")
-    reason = f"{os.path.basename(place)}{colon}{what}"
+    _say_and_exit(
+        f"llama.cpp gave up: {os.path.basename(place)}{colon}{what}.",
+        "Is a file damaged, or does a flag ask for what llama.cpp cannot do? -v shows its log.",
+    )
+
+
+def _leave_unread() -> None:
+    _say_and_exit("A file that was in use cannot be read any more.", "Was it cut or overwritten, or is its disk gone?")
+
+
+def _say_and_exit(message: str, hint: str) -> NoReturn:
     sys.stdout.flush()
     _restore_terminal()
-    os.write(
-        2,
-        f"error: llama.cpp gave up: {reason}.\n"
-        "hint:  Is a file damaged, or does a flag ask for what llama.cpp cannot do? -v shows its log.\n".encode(),
-    )
+    os.write(2, f"error: {message}\nhint:  {hint}\n".encode())
     os._exit(ExitCode.FAILED)

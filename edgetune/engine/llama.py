@@ -34,6 +34,7 @@ from edgetune.engine.loading import (
     load_model,
     open_context,
 )
+from edgetune.engine.mapped_file import MappedFile
 from edgetune.engine.memory import kv_bytes_per_token
 from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
@@ -53,9 +54,9 @@ _ABORTED = 2
 class LlamaEngine:
     """A loaded model; see `protocol.Engine`."""
 
-    def __init__(self, header: GgufHeader, model: Any, context: Any, *, identity: str) -> None:
-        """Take over `model` and `context`; use `open`. `identity` names what decides the numbers in the KV cache."""
-        self._header, self._model, self._context = header, model, context
+    def __init__(self, header: GgufHeader, file: MappedFile, model: Any, context: Any, *, identity: str) -> None:
+        """Take over all of them; use `open`. `identity` names what decides the numbers in the KV cache."""
+        self._header, self._file, self._model, self._context = header, file, model, context
         self._identity = identity
         # A small context makes llama.cpp take smaller batches than asked for.
         self._batch_size: int = lib.llama_n_batch(context)
@@ -109,7 +110,13 @@ class LlamaEngine:
         ctx_size = check_context(header, ctx_size, kv_bytes, gpus)
         key = file_key(path)
         gpu_layers = gpu_layers_for(header, gpu_layers, kv_bytes * ctx_size, gpus)
-        model = load_model(path, header, gpu_layers=gpu_layers)
+        file = MappedFile(path)
+        try:
+            model = load_model(path, header, gpu_layers=gpu_layers)
+        except BaseException:
+            file.close()
+            raise
+        file.watch()
         try:
             context = open_context(
                 model,
@@ -123,10 +130,11 @@ class LlamaEngine:
                 eval_callback=tap.callback if tap else None,
             )
         except BaseException:
+            file.close()
             lib.llama_model_free(model)
             raise
         identity = f"{key} {cache_type_k} {cache_type_v} {flash_attn} {native.version()}"
-        engine = cls(header, model, context, identity=identity)
+        engine = cls(header, file, model, context, identity=identity)
         engine._bytes_per_token, engine._is_on_gpu = int(kv_bytes), bool(gpus and gpu_layers)
         try:
             engine.set_adapters(lora)
@@ -186,6 +194,7 @@ class LlamaEngine:
             self._draft.close()
             self._draft = None
         if self._context is not None:
+            self._file.close()
             lib.llama_free(self._context)
             lib.llama_model_free(self._model)
             self._context = self._model = None
@@ -373,6 +382,9 @@ class LlamaEngine:
         native.forget_errors()
         began = time.perf_counter()
         code = lib.llama_decode(self._context, batch.raw)
+        if self._file.is_lost:
+            self.forget()
+            self._file.check()
         if code == _ABORTED:
             for slot, _ in parts:
                 self.cache.truncate(slot, len(slot.ids))
@@ -392,6 +404,7 @@ class LlamaEngine:
     def _check_open(self) -> None:
         if self._context is None:
             raise UsageError(f"{self.path} was closed.", hint="Open it again.")
+        self._file.check()
 
     def _check_output(self, row: int) -> None:
         if not np.isfinite(read_logits(self._context, row, self.tokenizer.n_vocab).max()):
