@@ -31,8 +31,11 @@ LOGIT_ROWS = 64
 """Positions whose logits one evaluation may return; bounds llama.cpp's output buffers."""
 
 
-def load_model(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
-    """The weights, mapped from the file. Raises `UnsupportedError` for what does not continue a text."""
+def load_model(path: Path, header: GgufHeader, *, gpu_layers: int, has_encoder: bool = False) -> Any:
+    """The weights, mapped from the file.
+
+    Raises `UnsupportedError` for a model without a decoder, or with an encoder where none is expected.
+    """
     parameters = lib.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     overrides = vocab_overrides(header)
@@ -41,7 +44,7 @@ def load_model(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
     model = lib.llama_model_load_from_file(native.path_bytes(path), parameters)
     if not model:
         raise native.failure(f"llama.cpp cannot load {path}")
-    if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
+    if not lib.llama_model_has_decoder(model) or lib.llama_model_has_encoder(model) != has_encoder:
         lib.llama_model_free(model)
         raise UnsupportedError(
             f"{path} is a {header.architecture} model, which does not continue a text token by token.",
@@ -60,6 +63,7 @@ def open_context(
     cache_type_k: CacheType,
     cache_type_v: CacheType,
     flash_attn: FlashAttention,
+    sequences: int = SEQUENCES,
     eval_callback: Any = None,
 ) -> Any:
     """A context of `model` with room for `ctx_size` tokens. Raises `ResourceError`, `UsageError`."""
@@ -70,7 +74,7 @@ def open_context(
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = ctx_size
     parameters.n_batch = parameters.n_ubatch = batch_size
-    parameters.n_seq_max, parameters.kv_unified = SEQUENCES, True
+    parameters.n_seq_max, parameters.kv_unified = sequences, True
     parameters.n_outputs_max = LOGIT_ROWS
     parameters.n_threads = parameters.n_threads_batch = threads or physical_cores()
     parameters.swa_full = False

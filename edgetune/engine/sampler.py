@@ -39,11 +39,27 @@ class Sampler:
     """Chooses tokens from the logits of a context's last evaluation."""
 
     def __init__(
-        self, vocab: Any, sampling: Sampling, *, context_size: int, eog_ids: frozenset[int], prompt: Sequence[int]
+        self,
+        vocab: Any,
+        sampling: Sampling,
+        *,
+        context_size: int,
+        eog_ids: frozenset[int],
+        prompt: Sequence[int],
+        vocab_size: int = 0,
     ) -> None:
-        """Build the chain; `prompt` is what the penalties see before the first token."""
+        """Build the chain; `prompt` is what the penalties see before the first token.
+
+        Without a `vocab`, for logits of `vocab_size` tokens that llama.cpp does not know, there is no grammar and no
+        DRY, which read the tokens' texts: `UsageError`.
+        """
+        if vocab is None and (sampling.grammar or sampling.dry_multiplier):
+            raise UsageError(
+                f"{'A grammar' if sampling.grammar else 'DRY'} needs a vocabulary of llama.cpp; this model has none.",
+                hint="Leave it out, or run a GGUF of the model where there can be one.",
+            )
         self.seed = secrets.randbits(31) if sampling.seed == RANDOM_SEED else sampling.seed & 0xFFFFFFFF
-        self._vocab, self._vocab_size = vocab, lib.llama_vocab_n_tokens(vocab)
+        self._vocab, self._vocab_size = vocab, vocab_size or lib.llama_vocab_n_tokens(vocab)
         self._grammar: Any = None
         self._array: CandidateArray | None = None
         self._is_greedy = False
@@ -72,9 +88,20 @@ class Sampler:
         array = self._filtered(logits)
         return None if array is None else self._seen(logits, top, array, self._accept(array))
 
+    def sample_from(self, logits: NDArray[np.float32], top: int) -> tuple[int | None, Seen | None]:
+        """Choose a token from `logits`, whoever computed them; with `top`, what it was chosen from as well."""
+        array = self._filtered(logits)
+        if array is None:
+            return None, None
+        token = self._accept(array)
+        return token, self._seen(logits, top, array, token) if top else None
+
     def peek(self, context: Any, row: int, top: int) -> Seen | None:
         """What `sample_seen` would see, without taking a choice into account."""
-        logits = read_logits(context, row, self._vocab_size)
+        return self.peek_at(read_logits(context, row, self._vocab_size), top)
+
+    def peek_at(self, logits: NDArray[np.float32], top: int) -> Seen | None:
+        """As `peek`, from `logits`, whoever computed them."""
         array = self._filtered(logits)
         return None if array is None else self._seen(logits, top, array, array.selected)
 
@@ -118,12 +145,18 @@ class Sampler:
         if outside := [token for token in wanted if token >= self._vocab_size]:
             self.close()
             raise UsageError(f"logit_bias names token {outside[0]}; the vocabulary has {self._vocab_size}.")
-        count = ctypes.c_int32(0)
-        suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
-        never = dict.fromkeys([*forbidden, *suppressed[: count.value]], float("-inf"))
+        never = dict.fromkeys([*forbidden, *self._suppressed()], float("-inf"))
         if biases := sorted({**wanted, **never}.items()):
             values = (lib.llama_logit_bias * len(biases))(*biases)
             self._add(lib.llama_sampler_init_logit_bias(self._vocab_size, len(biases), values))
+
+    def _suppressed(self) -> list[int]:
+        """Tokens that the model's file says are never to be chosen."""
+        if self._vocab is None:
+            return []
+        count = ctypes.c_int32(0)
+        tokens = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        return list(tokens[: count.value])
 
     def _add_penalties(self, sampling: Sampling, context_size: int) -> int:
         """Add penalties and DRY where they are on; returns how many tokens back they look."""
