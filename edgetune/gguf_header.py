@@ -132,8 +132,10 @@ class GgufHeader:
         return len(value) if isinstance(value, list) else None
 
 
-def read_gguf_header(path: Path, *, arrays: bool = False) -> GgufHeader:
+def read_gguf_header(path: Path, *, arrays: bool | tuple[str, ...] = False) -> GgufHeader:
     """Read and validate the header of the GGUF file at `path`; `arrays` reads long arrays (the vocabulary) too.
+
+    Prefixes of keys in `arrays` choose which long arrays are read.
 
     Raises `CorruptFileError` for a file that is not a whole, consistent GGUF, `UsageError` when there is no file.
     """
@@ -196,8 +198,10 @@ class _Damage(Exception):
 class _Reader:
     """Walks the header once; every step checks that it stays inside the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int, arrays: bool) -> None:
-        self.path, self.data, self.size, self.arrays = path, data, size, arrays
+    def __init__(self, path: Path, data: mmap.mmap, size: int, arrays: bool | tuple[str, ...]) -> None:
+        self.path, self.data, self.size = path, data, size
+        self.wanted = ("",) if arrays is True else arrays or ()
+        """Prefixes of the keys whose long arrays are read."""
         self.position = 0
 
     def read(self) -> GgufHeader:
@@ -269,22 +273,22 @@ class _Reader:
             raise _Damage(f"metadata {key!r} has the unknown type {kind}")
         kind, length = self.number("<I"), self.number("<Q")
         if kind == _STRING:
-            return self._strings(length)
+            return self._strings(length, wanted=key.startswith(self.wanted))
         if kind not in _SCALARS:
             raise _Damage(f"the array {key!r} has entries of the unknown type {kind}")
         width = struct.calcsize(_SCALARS[kind])
         raw_bytes = length * width
         if raw_bytes > self.size - self.position:
             raise _Damage(f"the array {key!r} claims {length} entries, more than the file holds")
-        if length > SHORT_ARRAY and not self.arrays:
+        if length > SHORT_ARRAY and not key.startswith(self.wanted):
             self.position += raw_bytes
             return LongArray(length)
         return list(struct.unpack(f"<{length}{_SCALARS[kind][1]}", self.take(raw_bytes)))
 
-    def _strings(self, length: int) -> Value:
+    def _strings(self, length: int, *, wanted: bool) -> Value:
         if length * 8 > self.size - self.position:
             raise _Damage(f"an array claims {length} strings, more than the file holds")
-        if length <= SHORT_ARRAY or self.arrays:
+        if length <= SHORT_ARRAY or wanted:
             return [self.take(self.number("<Q")).decode(errors="replace") for _ in range(length)]
         # The hot loop: one hop per string, two for each entry of a vocabulary with its merges.
         data, position, end, read_length = self.data, self.position, self.size - 8, struct.Struct("<Q").unpack_from
