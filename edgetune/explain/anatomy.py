@@ -113,7 +113,7 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
         positions="learned" if "position_embd" in here else "relative" if "attn_rel_b" in here else "rotary",
         embedding=tuple(before),
         blocks=tuple(tuple(sorted(blocks[index], key=_place)) for index in sorted(blocks)),
-        head=tuple(after) if not (kind == "encoder-decoder" and name == "encoder") else (),
+        head=tuple(sorted(after, key=_place)) if not (kind == "encoder-decoder" and name == "encoder") else (),
         rope=rope,
     )
 

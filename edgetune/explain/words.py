@@ -1,0 +1,41 @@
+"""How tokens and numbers are written for people, on every page that shows an explanation."""
+
+from __future__ import annotations
+
+import unicodedata
+
+STEPS = ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token")
+"""The titles of the six steps."""
+
+_NAMED = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def visible(piece: str) -> str:
+    """A token's text with its white space and control characters made visible, so that none acts on a screen."""
+    return "".join(_NAMED.get(sign) or (f"\\x{ord(sign):02x}" if _acts(sign) else sign) for sign in piece) or "∅"
+
+
+def _acts(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co")
+
+
+def percent(share: float) -> str:
+    """A share of one: "97 %", "0.3 %", "<0.01 %"."""
+    value = 100 * share
+    if value >= 99.5:
+        return f"{value:,.0f} %"
+    if 0 < value < 0.01:
+        return "<0.01 %"
+    return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %" if value >= 0.1 else f"{value:.2g} %"
+
+
+def number(value: float | None) -> str:
+    """Three digits of it; empty for none."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def grouped(value: float) -> str:
+    """A large number with its thousands apart, a small one with one decimal."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
