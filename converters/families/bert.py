@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from converters.base import EMBEDDING, Family, Weight, weight
-from converters.errors import UnsupportedModel
+from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.head import Layer
 from converters.operations import RowSlice
 from converters.writer import Value
@@ -65,6 +65,12 @@ class Bert(Family):
                 f"config.json sets pruned_heads to {self.config['pruned_heads']!r}; llama.cpp's graph has all heads in "
                 "every layer."
             )
+        self.check_heads()
+
+    def check_heads(self) -> None:
+        """Refuse a width that the heads do not share out evenly."""
+        if self.hidden % self.heads:
+            raise CorruptCheckpoint(f"config.json gives {self.heads} heads to a width of {self.hidden}.")
 
     @property
     def heads(self) -> int:
