@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import CorruptFileError
 from edgetune.languages import find_language, language_codes
+from edgetune.plain_text import text_only
 
 if TYPE_CHECKING:
     from edgetune.template import Rendered
@@ -29,17 +30,7 @@ class JsonTokenizer:
 
     def __init__(self, source: str, *, eog_ids: Iterable[int] = (), chat_template: Any = None) -> None:
         """`source` is the file's text; `eog_ids` end a text. Raises `CorruptFileError` when it cannot be read."""
-        from tokenizers import Tokenizer
-
-        try:
-            values = json.loads(source)
-            values["truncation"] = values["padding"] = None
-            self._backend = Tokenizer.from_str(json.dumps(values))
-            # Control tokens in a text are text; the post-processor still puts its own around it.
-            self._backend.encode_special_tokens = True
-        except Exception as error:  # The library raises nothing more specific for a file it cannot read.
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise CorruptFileError(f"The tokenizer.json cannot be read: {reason}.", hint="Get it again.") from error
+        self._backend, self._reader = load_backends(source)
         self.eog_ids = frozenset(eog_ids)
         """The tokens that end a text."""
         self.chat_template = chat_template
@@ -56,11 +47,11 @@ class JsonTokenizer:
 
         `add_special` adds what the model wants around a text, e.g. [CLS] and [SEP].
         """
-        return list(self._backend.encode(text, pair, add_special_tokens=add_special).ids)
+        return list(self._reader.encode(text, pair, add_special_tokens=add_special).ids)
 
     def encode_with_types(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
         """As `encode`, with the token type of every id."""
-        encoded = self._backend.encode(text, pair)
+        encoded = self._reader.encode(text, pair)
         return list(encoded.ids), list(encoded.type_ids)
 
     def encode_rendered(self, rendered: Rendered) -> list[int]:
@@ -154,3 +145,35 @@ class JsonTokenizer:
     def _anchor(self) -> int:
         """A token that stands for plain text, to see what others look like after it."""
         return next((token for token in reversed(self.encode("a b", add_special=False))), 0)
+
+
+def load_backend(source: str) -> Any:
+    """A `tokenizers.Tokenizer` from a tokenizer.json's text, which cuts and pads nothing and takes all text for text.
+
+    Raises `CorruptFileError` when it cannot be read.
+    """
+    return load_backends(source)[1]
+
+
+def load_backends(source: str) -> tuple[Any, Any]:
+    """One to decode with and to ask for names, and `load_backend`'s, to whom control tokens have names without a use.
+
+    They are the same where the model in it makes no control token of a text.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        values = json.loads(source)
+        values["truncation"] = values["padding"] = None
+        names = reader = Tokenizer.from_str(json.dumps(values))
+        plain = text_only(
+            values, {token["content"] for token in values.get("added_tokens") or [] if token.get("special")}
+        )
+        if plain["model"]["vocab"] is not values["model"]["vocab"]:
+            reader = Tokenizer.from_str(json.dumps(plain))
+        # The post-processor still puts control tokens around a text.
+        reader.encode_special_tokens = True
+    except Exception as error:  # The library raises nothing more specific for a file it cannot read.
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CorruptFileError(f"The tokenizer.json cannot be read: {reason}.", hint="Get it again.") from error
+    return names, reader
