@@ -38,6 +38,7 @@ ADAPTER_OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TEMPLATE_KEY = "tokenizer.chat_template"
+TOOL_TEMPLATE_KEY = "tokenizer.chat_template.tool_use"
 
 _TYPE_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 _QUANT_BYTES_SHARE = 0.6
@@ -184,6 +185,8 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
         **merged.to_metadata(),
         BASE_NAME_KEY: f"{name}+{merge.resolve().name}",
         **({TEMPLATE_KEY: template} if template else {}),
+        # A template given in training took the place of all of the model's.
+        **({TOOL_TEMPLATE_KEY: ""} if template and template != read_chat_template(model_dir) else {}),
         **({RUN_RECORD_KEY: json.dumps(run.record(), ensure_ascii=False)} if run else {}),
     }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -67,7 +67,7 @@ class ChatTemplate:
 
         Raises `UsageError` when the template refuses the conversation (its own `raise_exception`) or is not valid.
         """
-        source = self.tool_source if tools and self.tool_source else self.source
+        source = self.in_force(tools).source
         mark = unused_character(json.dumps([list(messages), tools], ensure_ascii=False, default=str), source)
         shield = _Shield(self.control_tokens, mark)
         try:
@@ -86,6 +86,10 @@ class ChatTemplate:
                 hint="Check the roles: some templates take no system message, or want user and assistant in turn.",
             ) from error
         return _unmark(marked, mark)
+
+    def in_force(self, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
+        """The template that messages with these `tools` are rendered by."""
+        return replace(self, source=self.tool_source, tool_source="") if tools and self.tool_source else self
 
     def shielded(self, text: str) -> Rendered:
         """`text` as if a message said it and a template wrote it: no control token can be made of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +282,25 @@ def test_tool_calls_are_seen_and_answered_by_hand() -> None:
         f'{call}<|im_end|>\n<|im_start|>tool\n{{"temperature": 21}}<|im_end|>\n<|im_start|>assistant\n'
     )
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_a_template_named_tool_use_is_taken_where_there_are_tools() -> None:
+    plain = _template("{{ m.content }}")
+    for_tools = ChatTemplate("{{ tools[0].function.name }}\n" + TOOLS.source, {}, plain.control_tokens)
+    engine = ScriptedEngine(
+        replace(plain, tool_source=for_tools.source), *['<tool_call>{"name": "look"}</tool_call>'] * 3
+    )
+    conversation = Conversation(engine)  # type: ignore[arg-type]
+    "".join(conversation.ask("x"))
+    assert engine.prompts[-1].startswith("<|im_start|>user\nx")
+    assert "calls_tool" not in conversation.tree.path()[-1].meta
+    conversation.tools = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+    "".join(conversation.ask("y"))
+    assert engine.prompts[-1].startswith("look\n<|im_start|>user\nx")
+    assert conversation.tree.path()[-1].meta["calls_tool"]
+    conversation.tools = ()
+    "".join(conversation.ask("z"))
+    assert engine.prompts[-1].startswith("<|im_start|>user\nx")
 
 
 def test_an_answer_in_json_is_no_tool_call() -> None:

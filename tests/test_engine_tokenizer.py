@@ -202,3 +202,33 @@ def test_what_the_converter_read_is_what_the_engine_uses() -> None:
     tokenizer = GgufTokenizer.open(base_gguf())
     assert tokenizer.n_vocab == config["vocab_size"]
     tokenizer.close()
+
+
+@pytest.mark.parametrize("place", ["file", "list"])
+def test_a_template_for_tools_comes_with_the_model(place: str, tmp_path: Path) -> None:
+    from edgetune.data.tokenizer import load_tokenizer
+    from tests.checkpoints import CHATML, edit_json
+
+    model_dir = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    source = "TOOLS{{ tools[0].function.name }}" + CHATML
+    if place == "file":
+        (model_dir / "additional_chat_templates").mkdir()
+        (model_dir / "additional_chat_templates" / "tool_use.jinja").write_text(source)
+    else:
+        (model_dir / "chat_template.jinja").unlink(missing_ok=True)
+        named = [{"name": "tool_use", "template": source}, {"name": "default", "template": CHATML}]
+        edit_json(model_dir / "tokenizer_config.json", chat_template=named)
+    convert_base(model_dir, tmp_path / "model.gguf", outtype="f32")
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    ours, theirs = GgufTokenizer.open(tmp_path / "model.gguf"), load_tokenizer(model_dir)
+    try:
+        assert ours.chat_template is not None
+        assert theirs.chat_template is not None
+        for given in (tools, None):
+            text = ours.chat_template.render(TURNS, tools=given).text
+            assert text == theirs.chat_template.render(TURNS, tools=given).text
+            assert text.startswith("TOOLSfind") == bool(given)
+        # A template of an adapter's own takes the place of both.
+        assert not ours.build_template("own").render(TURNS, tools=tools).text.startswith("TOOLS")
+    finally:
+        ours.close()

@@ -297,7 +297,9 @@ def test_the_chat_template_is_found_wherever_it_is(place: str, tmp_path: Path) -
         config = json.loads((model_dir / "tokenizer_config.json").read_text())
         config["chat_template"] = "template" if place == "config" else listed
         (model_dir / "tokenizer_config.json").write_text(json.dumps(config))
-    assert keys_of(model_dir)["tokenizer.chat_template"] == "template"
+    keys = keys_of(model_dir)
+    assert keys["tokenizer.chat_template"] == "template"
+    assert keys.get("tokenizer.chat_template.tool_use") == ("other" if place == "list" else None)
 
 
 def test_bos_comes_from_the_post_processor(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def read_special(files: TokenizerFiles, vocabulary: Mapping[str, Value], tokens:
             keys[f"edgetune.tokenizer.{side}_tokens"] = stripping
     if template := read_template(files):
         keys["tokenizer.chat_template"] = template
+    if tool_template := _read_tool_template(files):
+        keys["tokenizer.chat_templates"] = ["tool_use"]
+        keys["tokenizer.chat_template.tool_use"] = tool_template
     return keys
 
 
@@ -63,6 +66,17 @@ def read_template(files: TokenizerFiles) -> str | None:
         if isinstance(template, str) and template:
             return template
     return None
+
+
+def _read_tool_template(files: TokenizerFiles) -> str | None:
+    """The template named "tool_use", which takes the place of the default one where there are tools."""
+    path = files.model_dir / "additional_chat_templates" / "tool_use.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    listed = files.config.get("chat_template")
+    if not isinstance(listed, list) or (files.model_dir / "chat_template.jinja").is_file():
+        return None
+    return next((entry["template"] for entry in listed if entry.get("name") == "tool_use"), None)
 
 
 def _special_ids(files: TokenizerFiles, tokens: Mapping[str, int]) -> dict[str, int]:

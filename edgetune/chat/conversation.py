@@ -335,7 +335,7 @@ class Conversation:
     def _prompt(
         self, path: Sequence[Node], first: int, *, template: ChatTemplate | None = None, for_reply: bool = True
     ) -> Prompt:
-        template = template or self.template
+        template = (template or self.template).in_force(self.tools)
         system = [{"role": "system", "content": self.system}] if self.system else []
         shown = path[first:]
         return self._prompts.build(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
 from edgetune.errors import UsageError
 from edgetune.template import ChatTemplate, Message
@@ -14,10 +16,12 @@ QUESTION: Message = {"role": "user", "content": "What now?"}
 """What the messages that are rendered answer."""
 
 
-def render_after_question(template: ChatTemplate, *messages: Message) -> str:
+def render_after_question(
+    template: ChatTemplate, *messages: Message, tools: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """The text of `messages` after `QUESTION`; empty when the template refuses them."""
     try:
-        return template.render([QUESTION, *messages]).text
+        return template.render([QUESTION, *messages], tools=tools).text
     except UsageError:
         return ""
 

@@ -54,7 +54,7 @@ class PromptBuilder:
         """`tokenizer` is the engine's."""
         self._tokenizer = tokenizer
         self._known: list[Prompt] = []
-        self._openings: dict[str, str] = {}
+        self._openings: dict[tuple[str, bool], str] = {}
 
     def build(
         self,
@@ -73,7 +73,7 @@ class PromptBuilder:
         known = self._go_on_from(template, rendered, replies)
         ids, marks = list(known.ids), list(known.marks)
         done = {mark.node for mark in marks}
-        opening = self._opening(template)
+        opening = self._opening(template, tools)
         for node in replies:
             if node.id in done or node.meta.get("cut") or not opening:
                 continue
@@ -96,11 +96,12 @@ class PromptBuilder:
         known = Prompt(Rendered(prompt.text + said, prompt.rendered.cuts), ids, (*prompt.marks, mark))
         self._known = [*self._known[-_REMEMBERED:], known]
 
-    def _opening(self, template: ChatTemplate) -> str:
+    def _opening(self, template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> str:
         """What the template writes right before a reply that is asked for."""
-        if template.source not in self._openings:
-            self._openings[template.source] = _read_opening(template)
-        return self._openings[template.source]
+        key = (template.source, bool(tools))
+        if key not in self._openings:
+            self._openings[key] = _read_opening(template, tools)
+        return self._openings[key]
 
     def _go_on_from(self, template: ChatTemplate, rendered: Rendered, replies: Sequence[Node]) -> Prompt:
         """The longest beginning of `rendered` that is known, up to the end of a reply; empty when none is."""
@@ -126,10 +127,10 @@ def _spelled(node: Node) -> str:
     return str(node.meta.get("spelled", node.generated))
 
 
-def _read_opening(template: ChatTemplate) -> str:
+def _read_opening(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> str:
     try:
-        plain = template.render([QUESTION]).text
-        asked = template.render([QUESTION], add_generation_prompt=True).text
+        plain = template.render([QUESTION], tools=tools or None).text
+        asked = template.render([QUESTION], tools=tools or None, add_generation_prompt=True).text
     except UsageError:
         return ""
     # Where nothing opens a reply, it follows what closes the question.

@@ -96,7 +96,8 @@ class Reply:
         if thinking is not None:
             running = generation.finish_reason is None
             thinking.read(node, generation.text, self._conversation.engine.tokenizer, running=running)
-        if calls_tool(self._conversation.template, generation.text, offered=bool(self._conversation.tools)):
+        tools = self._conversation.tools
+        if calls_tool(self._conversation.template.in_force(tools), generation.text, offered=bool(tools)):
             node.meta["calls_tool"] = True
         node.meta["finish_reason"] = generation.finish_reason
         node.meta["seed"] = generation.seed

@@ -32,6 +32,8 @@ NORMALIZER_KEY = "edgetune.tokenizer.normalizer"
 """GGUF metadata: the Unicode normal form ("NFC", …) a text is brought into first, which llama.cpp does not do."""
 SPECIAL_TOKENS_KEY = "edgetune.tokenizer.special_tokens"
 """GGUF metadata: the special tokens a template may name, as JSON, where the ids in the file would say otherwise."""
+TOOL_TEMPLATE_KEY = "tokenizer.chat_template.tool_use"
+"""GGUF metadata: the template that messages with tools are rendered by, where the model has one of its own for them."""
 
 _NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 _SPECIAL_KEYS = {
@@ -169,15 +171,21 @@ class GgufTokenizer:
         return self.build_template(str(source)) if source else None
 
     def build_template(self, source: str) -> ChatTemplate:
-        """A chat template over this vocabulary from its Jinja `source`."""
+        """A chat template over this vocabulary from its Jinja `source`.
+
+        One that is not the model's own takes the place of all of the model's, that for tools among them.
+        """
+        is_own = source == self._metadata.get("tokenizer.chat_template")
+        for_tools = str(self._metadata.get(TOOL_TEMPLATE_KEY, "")) if is_own else ""
         if recorded := self._metadata.get(SPECIAL_TOKENS_KEY):
-            return ChatTemplate(source, json.loads(str(recorded)), self.control_tokens)
-        special = {
-            name: self._text(token)
-            for name, key in _SPECIAL_KEYS.items()
-            if isinstance(token := self._metadata.get(key), int) and 0 <= token < self.n_vocab
-        }
-        return ChatTemplate(source, special, self.control_tokens)
+            special = json.loads(str(recorded))
+        else:
+            special = {
+                name: self._text(token)
+                for name, key in _SPECIAL_KEYS.items()
+                if isinstance(token := self._metadata.get(key), int) and 0 <= token < self.n_vocab
+            }
+        return ChatTemplate(source, special, self.control_tokens, tool_source=for_tools)
 
     @cached_property
     def _normal_form(self) -> _NormalForm | None:
