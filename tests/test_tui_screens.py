@@ -21,7 +21,7 @@ from edgetune.tui.compare import CompareScreen
 from edgetune.tui.controls import ControlList
 from edgetune.tui.dialogs import LineDialog, TextDialog
 from edgetune.tui.sessions import SessionsScreen
-from edgetune.tui.themes import LIGHT
+from edgetune.tui.themes import DARK, LIGHT
 from tests.ggufs import QUERY, checkpoint, write_lora
 from tests.tui_pilot import ENDLESS, chat_app, pocket_gguf, screen_styles, screen_text
 
@@ -386,3 +386,14 @@ async def test_a_theme_is_kept_for_the_next_time(monkeypatch: pytest.MonkeyPatch
         await driver.pilot.pause()
     async with chat_app(max_tokens=2) as driver:
         assert driver.app.theme == "nord"
+
+
+async def test_a_theme_nobody_chose_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with chat_app(max_tokens=2):
+        pass
+    monkeypatch.delenv("NO_COLOR")
+    for background, theme in (("15;0", DARK), ("0;15", LIGHT)):
+        monkeypatch.setenv("COLORFGBG", background)
+        async with chat_app(max_tokens=2) as driver:
+            assert driver.app.theme == theme.name

@@ -1,4 +1,4 @@
-"""Every screen as it was when somebody last looked at it: the SVG of each, line by line.
+"""Every screen as it was when somebody last looked at it: the text of each, and the style of each cell in three looks.
 
 `python -m tests.test_tui_snapshots` writes them anew; look at the difference before it is kept.
 """
@@ -9,17 +9,22 @@ import asyncio
 import html
 import os
 import re
+import string
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from rich.style import Style
 
 from edgetune.chat import Node, Tree
 from edgetune.engine.protocol import Candidate, TokenChoice
 from edgetune.tui.app import EdgetuneApp
-from tests.tui_pilot import Driver, chat_app
+from edgetune.tui.themes import DARK, LIGHT
+from tests.tui_pilot import Driver, chat_app, styled_lines
 
 HERE = Path(__file__).resolve().parent / "tui_snapshots"
 _WORDS = ("The", " sea", " is", " wide", " and", " **deep**", ".", "\n\n", "- salt", "\n- waves", "\n\n", "```python\n",
@@ -27,6 +32,7 @@ _WORDS = ("The", " sea", " is", " wide", " and", " **deep**", ".", "\n\n", "- sa
 _TEXT = re.compile(r'<text class="[^"]*-r\d+" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>')
 _CELL = 12.2
 """How wide a character is in Textual's SVG."""
+_LETTERS = string.ascii_letters + string.digits + string.punctuation
 _CHANCES = (0.93, 0.61, 0.97, 0.22, 0.8, 0.05, 0.99, 0.7, 0.3, 0.9, 0.99, 0.98, 0.4, 0.99, 0.99)
 
 
@@ -77,6 +83,29 @@ def svg_lines(app: EdgetuneApp) -> str:
     return "\n".join(lines) + "\n"
 
 
+def style_lines(app: EdgetuneApp) -> str:
+    """A letter for the style of each cell, line by line, and what the letters stand for."""
+    letters: dict[str, str] = {}
+    rows = []
+    for line in styled_lines(app):
+        row = ""
+        for text, style in line:
+            row += letters.setdefault(_spelled(style), _LETTERS[len(letters)]) * cell_len(text)
+        rows.append(row)
+    return "\n".join([*rows, "", *(f"{letter} {name}" for name, letter in letters.items())]) + "\n"
+
+
+def _spelled(style: Style | None) -> str:
+    return str(Style(**_visible_parts(style))) if style else "none"
+
+
+def _visible_parts(style: Style) -> dict[str, Any]:
+    """Without links and meta data, which are not seen."""
+    names = ("color", "bgcolor", "bold", "dim", "italic", "underline", "reverse", "strike")
+    # What is off and what was never on look alike.
+    return {name: getattr(style, name) or None for name in names}
+
+
 async def _nothing(driver: Driver) -> None:
     pass
 
@@ -122,21 +151,50 @@ async def shown(name: str) -> AsyncIterator[Driver]:
         yield driver
 
 
+def _path(name: str, look: str = "") -> Path:
+    return HERE / "styles" / look.replace(" ", "-") / f"{name}.txt" if look else HERE / f"{name}.txt"
+
+
+async def looks(name: str) -> dict[Path, str]:
+    """Each snapshot's file, and what it has to be."""
+    found = {}
+    async with shown(name) as driver:
+        found[_path(name)] = svg_lines(driver.app)
+        for look, theme in (("dark", DARK), ("light", LIGHT)):
+            driver.app.theme = theme.name
+            await driver.idle()
+            await driver.pilot.wait_for_scheduled_animations()
+            found[_path(name, look)] = style_lines(driver.app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_COLOR", "1")
+        async with shown(name) as driver:
+            found[_path(name, "no colour")] = style_lines(driver.app)
+    return found
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", SCREENS)
 async def test_a_screen_looks_as_it_did(name: str) -> None:
-    async with shown(name) as driver:
-        assert svg_lines(driver.app) == (HERE / f"{name}.txt").read_text(encoding="utf-8")
+    for path, now in (await looks(name)).items():
+        assert now == path.read_text(encoding="utf-8"), path.name
+
+
+def test_another_colour_is_seen() -> None:
+    style = Style(color="#ff0000", bold=True)
+    assert _spelled(style) != _spelled(style + Style(color="#fe0000"))
+    assert _spelled(style) != _spelled(style + Style(bgcolor="#000001"))
+    assert _spelled(style) == _spelled(style + Style(meta={"token": 3}, italic=False))
 
 
 async def _write_all() -> None:
-    HERE.mkdir(exist_ok=True)
+    os.environ.pop("NO_COLOR", None)
     for name in SCREENS:
-        async with shown(name) as driver:
-            (HERE / f"{name}.txt").write_text(svg_lines(driver.app), encoding="utf-8")
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["EDGETUNE_HOME"] = home
+            for path, now in (await looks(name)).items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(now, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["EDGETUNE_HOME"] = home
-        asyncio.run(_write_all())
+    asyncio.run(_write_all())

@@ -127,16 +127,21 @@ def screen_text(app: EdgetuneApp) -> str:
     return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
 
 
-def screen_styles(app: EdgetuneApp) -> list[tuple[str, Any]]:
-    """(text, style) of every segment on the screen, as the terminal would get it."""
+def styled_lines(app: EdgetuneApp) -> list[list[tuple[str, Any]]]:
+    """(text, style) of what is on each line of the screen, as the terminal would get it."""
     filters = app.get_line_filters()
-    found: list[tuple[str, Any]] = []
+    lines = []
     for line in app.screen._compositor.render_strips(app.size):
         strip = line
         for one in filters:
             strip = strip.apply_filter(one, app.screen.background_colors[1])
-        found += [(segment.text, segment.style) for segment in strip]
-    return found
+        lines.append([(segment.text, segment.style) for segment in strip.simplify()])
+    return lines
+
+
+def screen_styles(app: EdgetuneApp) -> list[tuple[str, Any]]:
+    """(text, style) of every segment on the screen, as the terminal would get it."""
+    return [one for line in styled_lines(app) for one in line]
 
 
 def _slow_down(engine: LlamaEngine) -> None:

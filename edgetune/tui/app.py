@@ -75,7 +75,8 @@ class EdgetuneApp(App[None]):
         self.register_theme(LIGHT)
         name = first_theme()
         self.theme = name if name in self.available_themes else DARK.name
-        self.theme_changed_signal.subscribe(self, lambda theme: remember_theme(theme.name))
+        self._theme_in_force = self.theme
+        self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
         if self.first_screen is not None:
             self.push_screen(self.first_screen())
 
@@ -103,6 +104,12 @@ class EdgetuneApp(App[None]):
         else:
             name = f": {error.filename}" if error.filename else ""
             self.say(f"{error.strerror or error}{name}.", severity="warning")
+
+    def _remember_theme(self, name: str) -> None:
+        """Remember what was chosen; not what the app began with, which fits this terminal and may not fit the next."""
+        if name != self._theme_in_force and not self.no_color:
+            remember_theme(name)
+        self._theme_in_force = name
 
     def action_show_keys(self) -> None:
         """Show what every key does here."""
