@@ -18,7 +18,9 @@ from edgetune.errors import CorruptFileError, EdgetuneError, UnsupportedError
 from edgetune.events import Progress, Sink, ignore
 from edgetune.paths import cache_dir, write_json
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"),
+)
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 23
 _HINT = "Download or save the file again."

@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
