@@ -338,11 +338,46 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         assert f"/{command.name}" in err
 
 
+def test_a_reply_goes_on_from_another_token_by_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/alternatives", "hello", "/alternatives 3", "/branch 4 2", "/branch 4 nothing", "/branch 99 1", "/branch"]
+    conversation = chat_through(lines, monkeypatch)
+    first, second = (node for node in conversation.tree.nodes.values() if node.role == "assistant")
+    assert second.ids[:3] == first.ids[:3]
+    other = first.choices[3].alternatives[1]
+    assert second.ids[3] == other.id != first.ids[3]
+    err = capsys.readouterr().err
+    assert "There is no reply yet" in err
+    listed = [line for line in err.splitlines() if "→" in line]
+    assert len(listed) == 3
+    surest = sorted(choice.probability for choice in first.choices)[2]
+    shown = [int(line.split()[0]) - 1 for line in listed]
+    assert all(first.choices[index].probability <= surest for index in shown)
+    assert shown == sorted(shown)
+    assert f"2 {json.dumps(other.text, ensure_ascii=False)}" in err.replace("\n", "") or 3 not in shown
+    assert "'nothing' was not among the likely ones" in err
+    assert "no token '99'" in err
+    assert "* 2" in err
+
+
+def test_alternatives_are_found_by_number_and_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def branched(alternative: str) -> int:
+        conversation = chat_through(["hello", f"/branch 2 {alternative}"], monkeypatch)
+        return list(conversation.tree.nodes.values())[-1].ids[1]
+
+    conversation = chat_through(["hello"], monkeypatch)
+    third = conversation.tree.path()[-1].choices[1].alternatives[2]
+    quoted = json.dumps(third.text, ensure_ascii=False)
+    assert branched("3") == branched(quoted) == third.id
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "/nonsense", "/set", "/set parameter", "/set parameter nothing 1", "/temp hot", "/retry", "/undo", "/save",
         "/load", "/load nothing", "/lora nothing", "/lora nothing off", "/",
+        "/alternatives", "/alternatives x", "/branch 1 2",
     ],
 )  # fmt: skip
 def test_wrong_commands_say_so_and_the_chat_goes_on(

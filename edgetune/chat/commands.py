@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from edgetune.chat import history_commands, session_commands, setting_commands
+from edgetune.chat import history_commands, session_commands, setting_commands, token_commands
 from edgetune.chat.attachments import path_start
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.chat.presets import load_presets
@@ -174,10 +174,16 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "branch",
-        "[NUMBER | from TEXT]",
-        "List the branches, go to one, or let the last reply begin with TEXT.",
+        "[NUMBER | from TEXT | TOKEN ALTERNATIVE]",
+        "List the branches, go to one, let the last reply begin with TEXT, or go on from another token of it.",
         history_commands.branch,
         _first("from"),
+    ),
+    Command(
+        "alternatives",
+        "[NUMBER]",
+        "List the least sure tokens of the last reply, and what else was likely there, for /branch.",
+        token_commands.alternatives,
     ),
     Command(
         "vote",

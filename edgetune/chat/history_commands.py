@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgetune.chat.conversation import Vote
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.chat.templates import PLACE, delete_template, fill_template, load_template, save_template, template_names
+from edgetune.chat.token_commands import branch_at
 from edgetune.chat.tree import Node
 from edgetune.errors import UsageError
 
@@ -34,13 +35,15 @@ def edit(chat: OpenChat, arguments: str) -> Outcome:
 
 
 def branch(chat: OpenChat, arguments: str) -> Outcome:
-    """Show the branches, go to one, or begin the last reply otherwise."""
+    """Show the branches, go to one, or begin or continue the last reply otherwise."""
     conversation = chat.conversation
     word, _, rest = arguments.partition(" ")
     if word == "from":
         if not rest.strip():
             raise UsageError("/branch from takes the words that the reply begins with.")
         return Outcome(reply=conversation.begin_reply(rest), moved=True)
+    if word and rest:
+        return branch_at(chat, word, rest.strip())
     leaves = conversation.tree.leaves()
     if not arguments:
         return Outcome("" if leaves else "Nothing was said yet.", rows=tuple(_branch_row(chat, leaves)))

@@ -29,12 +29,14 @@ _KEYS = (
     ("Ctrl-D", "Leave."),
 )
 _SHORT_MESSAGE = "And what else?"
+_ALTERNATIVES = 10
+"""How many are recorded for each token, for /alternatives and /branch."""
 
 
 def run_line_mode(chat: OpenChat, *, draft: str = "") -> None:
     """Read turns and commands until the user leaves; `draft` is in the first line already."""
     prompt = _build_prompt(chat)
-    chat.keys = _KEYS
+    chat.keys, chat.conversation.top = _KEYS, _ALTERNATIVES
     adapters = ", ".join(chat.session.adapter_names())
     say_dim(f"{chat.session.name}{f' with {adapters}' if adapters else ''}. /help lists the commands, /bye leaves.")
     while True:
