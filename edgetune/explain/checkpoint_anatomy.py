@@ -107,7 +107,7 @@ def _stack(model: Any, side: str, name: str, config: Any, positions: int) -> Sta
     hidden = number("hidden_size", "d_model", "n_embd", "dim")
     head_size = number("head_dim", "d_kv") or (hidden // heads if heads else 0)
     rope = _rope(text, head_size, positions)
-    has_positions = any("position" in n and "embed" in n for n, _ in model.named_modules())
+    has_positions = any(re.search(r"position\w*embed|embed_positions|\bwpe\b", n) for n, _ in model.named_modules())
     relative = any("relative_attention_bias" in part.name for block in blocks for part in block)
     return Stack(
         name=name,

@@ -179,8 +179,9 @@ def _adapted(model: Any, path: Path, scale: float, number: int) -> Any:
         raise UnsupportedError(f"The adapter {path} does not fit the model: {reason}.") from error
     if scale != 1:
         for module in model.modules():
-            if hasattr(module, "scaling") and name in getattr(module, "scaling", {}):
-                module.scaling[name] *= scale
+            # Attention modules have a number by that name; PEFT's layers a table of adapters.
+            if isinstance(scaling := getattr(module, "scaling", None), dict) and name in scaling:
+                scaling[name] *= scale
     return model
 
 

@@ -1,0 +1,239 @@
+"""What explain shows of a model is what torch computes in it: states, attention, guesses, distributions, adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgetune.cli.main import run
+from edgetune.engine.llama import LlamaEngine
+from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.sampling import Sampling
+from edgetune.errors import UsageError
+from edgetune.explain.checkpoint_run import explain_checkpoint, sampled_shares
+from edgetune.explain.filters import iter_filters
+from edgetune.explain.gguf_run import explain_gguf
+from edgetune.explain.html import page
+from edgetune.explain.page import Explanation
+from edgetune.explain.words import percent, visible
+from edgetune.export import export_adapter
+from tests.adapters import write_adapter
+from tests.checkpoints import DECODERS, randomize
+from tests.ggufs import base_gguf, checkpoint
+
+PROMPT = "The quick brown fox jumps over the lazy dog and 42 cats"
+GREEDY = Sampling(temp=0.0, seed=1)
+
+
+def compare(ours: Explanation, torch: Explanation) -> None:
+    for mine, other in zip(ours.runs, torch.runs, strict=True):
+        mine_stack, other_stack = mine.stacks[-1], other.stacks[-1]
+        assert [token.id for token in mine_stack.tokens] == [token.id for token in other_stack.tokens]
+        assert len(mine_stack.blocks) == len(other_stack.blocks)
+        assert mine_stack.attention is not None
+        np.testing.assert_allclose(mine_stack.attention, other_stack.attention, atol=2e-3)
+        for block, expected in zip(mine_stack.blocks, other_stack.blocks, strict=True):
+            assert block.norm == pytest.approx(expected.norm, rel=1e-2)
+            assert block.lens.guesses[0].id == expected.lens.guesses[0].id
+            assert block.lens.guesses[0].probability == pytest.approx(expected.lens.guesses[0].probability, abs=5e-3)
+            assert block.lens.by_token == expected.lens.by_token
+        assert mine.entropy == pytest.approx(other.entropy, abs=1e-2)
+        assert [step.id for step in mine.steps] == [step.id for step in other.steps]
+
+
+@pytest.mark.parametrize("family", sorted(DECODERS))
+def test_every_block_says_in_llama_cpp_what_it_says_in_torch(family: str) -> None:
+    ours = explain_gguf(base_gguf(family), PROMPT, sampling=GREEDY, steps=3)
+    torch = explain_checkpoint(checkpoint(family), PROMPT, sampling=GREEDY, steps=3)
+    assert not ours.notes
+    assert not torch.notes
+    compare(ours, torch)
+    mine, other = ours.anatomy.stacks[0], torch.anatomy.stacks[0]
+    for name in ("layers", "hidden_size", "heads", "kv_heads", "head_size", "positions"):
+        assert getattr(mine, name) == getattr(other, name), name
+    assert ours.anatomy.tied == torch.anatomy.tied
+    if mine.rope and other.rope and not DECODERS[family][1].get("rope_parameters"):
+        assert mine.rope.wavelengths == pytest.approx(other.rope.wavelengths, rel=1e-4)
+
+
+def test_base_and_adapter_side_by_side(tmp_path: Path) -> None:
+    base_dir = checkpoint("llama")
+    peft_dir = write_adapter(tmp_path / "peft", base_dir, target_modules=["q_proj", "down_proj", "lm_head"])
+    lora = export_adapter(peft_dir, tmp_path / "lora.gguf", base_dir=base_dir, outtype="f32").path
+    ours = explain_gguf(base_gguf("llama"), PROMPT, lora=[LoraSpec(lora, 0.5)], sampling=GREEDY, steps=2)
+    torch = explain_checkpoint(base_dir, PROMPT, adapters=[(peft_dir, 0.5)], sampling=GREEDY, steps=2)
+    assert len(ours.runs) == len(torch.runs) == 2
+    compare(ours, torch)
+    for block, expected in zip(ours.runs[1].stacks[0].blocks, torch.runs[1].stacks[0].blocks, strict=True):
+        assert block.lens.kl_from_base == pytest.approx(expected.lens.kl_from_base, rel=0.05, abs=1e-4)
+        assert block.lens.kl_from_base
+    assert all(block.lens.kl_from_base is None for block in ours.runs[0].stacks[0].blocks)
+    adapted = {part.name for block in ours.anatomy.stacks[0].blocks for part in block if part.adapted}
+    assert adapted == {"attn_q.weight", "ffn_down.weight"}
+    assert [part.adapted for part in ours.anatomy.stacks[0].head if part.name == "output.weight"] == [(8,)]
+
+
+def test_a_prompt_of_several_batches_is_put_together() -> None:
+    text = "the lazy dog and the quick fox " * 12
+    ours = explain_gguf(base_gguf("qwen2"), text, sampling=GREEDY, steps=1)
+    torch = explain_checkpoint(checkpoint("qwen2"), text, sampling=GREEDY, steps=1)
+    assert len(ours.runs[0].stacks[0].tokens) > 64
+    compare(ours, torch)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temp=0.7, top_k=5, top_p=1.0, min_p=0.0),
+        Sampling(temp=1.0, top_k=0, top_p=0.6, min_p=0.0),
+        Sampling(temp=1.3, top_k=0, top_p=1.0, min_p=0.2),
+        Sampling(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, typical=0.5),
+        Sampling(),
+        Sampling(temp=0.0),
+    ],
+)
+def test_the_filters_keep_what_llama_cpps_own_chain_keeps(sampling: Sampling) -> None:
+    with LlamaEngine.open(base_gguf("llama"), ctx_size=256) as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        logits = engine.logits(ids)[-1].copy()
+        chosen = engine.generate(ids, replace(sampling, seed=1), max_tokens=1, top=500)
+        for _ in chosen:
+            pass
+        options = list(chosen.choices[0].alternatives)
+    kept = {option.id for option in options if option.sampled > 0}
+    assert list(iter_filters(logits, sampling))[-1].kept == len(kept)
+    shares = sampled_shares(logits, sampling)
+    assert set(np.flatnonzero(shares).tolist()) == kept
+    for option in options:
+        assert shares[option.id] == pytest.approx(option.sampled, abs=2e-3)
+
+
+def test_encoder_decoders_show_both_sides(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    from tests.checkpoints import build_bpe_tokenizer
+
+    tokenizer = build_bpe_tokenizer(chat_template=None)
+    config = transformers.BartConfig(
+        vocab_size=len(tokenizer), d_model=64, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.BartForConditionalGeneration(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    shown = explain_checkpoint(tmp_path, PROMPT, sampling=GREEDY, steps=4)
+    assert not shown.notes
+    encoder, decoder = shown.runs[0].stacks
+    assert (encoder.name, len(encoder.blocks), decoder.name, len(decoder.blocks)) == ("encoder", 2, "decoder", 3)
+    assert decoder.cross_attention is not None
+    assert decoder.cross_attention.shape == (3, 4, len(decoder.tokens), len(encoder.tokens))
+    ids = torch.tensor([[token.id for token in encoder.tokens]])
+    expected = model.generate(ids, max_new_tokens=4, do_sample=False, num_beams=1)[0, 1:].tolist()
+    steps = [step.id for step in shown.runs[0].steps]
+    assert steps == expected[: len(steps)]
+    assert decoder.blocks[-1].lens.guesses[0].id == steps[0]
+    assert shown.runs[0].steps[0].options[0].id == steps[0]
+    assert "Attention to the source" in page(shown)
+
+
+def test_classifiers_show_their_scores(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    from tests.checkpoints import build_bpe_tokenizer
+
+    tokenizer = build_bpe_tokenizer(chat_template=None)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=64, num_labels=3, id2label={0: "good", 1: "bad", 2: "so <b>so"},
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    shown = explain_checkpoint(tmp_path, PROMPT)
+    ids = torch.tensor([[token.id for token in shown.runs[0].stacks[0].tokens]])
+    with torch.no_grad():
+        expected = model(ids).logits.softmax(-1)[0].tolist()
+    assert list(shown.runs[0].scores) == ["good", "bad", "so <b>so"]
+    assert list(shown.runs[0].scores.values()) == pytest.approx(expected, abs=1e-4)
+    assert "so &lt;b&gt;so" in page(shown)
+
+
+def test_the_page_stands_alone_and_escapes_everything() -> None:
+    shown = explain_gguf(base_gguf("llama"), 'the </script><script>alert("x")</script> & fox', sampling=GREEDY, steps=2)
+    text = page(shown)
+    assert text.count("</script>") == text.count("<script")
+    assert "alert(" not in text.replace("alert(&quot;", "")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "default-src 'none'" in text
+    for title in ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token"):
+        assert f"</span>{title}</h2>" in text
+
+
+def test_the_command_prints_six_steps_and_json() -> None:
+    runner = CliRunner()
+    from edgetune.cli.explain import command
+
+    plain = runner.invoke(command, [str(base_gguf("llama")), PROMPT, "--temp", "0", "-n", "2"])
+    assert plain.exit_code == 0, plain.output
+    for number, title in enumerate(("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token"), 1):
+        assert f"{number} {title}" in plain.stdout
+    as_json = runner.invoke(command, [str(base_gguf("llama")), PROMPT, "--temp", "0", "-n", "2", "--json"])
+    values = json.loads(as_json.stdout)
+    assert values["anatomy"]["parameters"] > 0
+    assert len(values["runs"][0]["steps"]) == 2
+    assert len(values["runs"][0]["stacks"][0]["blocks"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{model}", ""], 2, "The prompt is empty"),
+        (["{model}", "the " * 2000], 2, "explain shows up to 512"),
+        (["{model}", "fox", "--chat"], 2, "has no chat template"),
+        (["{model}", "fox", "--engine", "torch"], 2, "is a GGUF file"),
+        (["{model}", "fox", "--stop", "x"], 2, "takes no --stop"),
+        (["nowhere.gguf", "fox"], 2, "nowhere.gguf"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(base_gguf("llama", chat_template=None))
+    assert run(["explain", *(argument.format(model=model) for argument in arguments)]) == code
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_a_page_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "missing" / "page.html"
+    assert run(["explain", str(base_gguf("llama")), "fox", "-n", "1", "--html", str(target)]) in (0, 1, 2)
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_control_characters_of_a_token_do_not_act() -> None:
+    assert visible("a\x1b[31m b\n") == "a\\x1b[31m·b⏎"
+    assert visible("\u202e") == "\\x202e"
+    assert visible("") == "∅"
+
+
+def test_shares_for_people() -> None:
+    assert [percent(value) for value in (1.0, 0.999, 0.5, 0.0312, 0.00003, 0.0, 25.0)] == [
+        "100 %", "100 %", "50 %", "3.1 %", "<0.01 %", "0 %", "2,500 %",
+    ]  # fmt: skip
+
+
+def test_an_empty_prompt_with_a_bos_token_is_still_the_models_business() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        explain_gguf(base_gguf("llama", chat_template=None), "")
