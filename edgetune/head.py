@@ -33,7 +33,7 @@ _HINT = "Convert it again."
 
 
 def _gelu(values: Array) -> Array:
-    erf = np.frompyfunc(math.erf, 1, 1)(values.astype(np.float64) / math.sqrt(2)).astype(np.float64)
+    erf = np.asarray(np.frompyfunc(math.erf, 1, 1)(values.astype(np.float64) / math.sqrt(2)), np.float64)
     return np.asarray(values * 0.5 * (1 + erf), np.float32)
 
 

@@ -1,0 +1,118 @@
+"""Texts and pairs of texts → token ids and types for encoders, cut or split where they are too long for the model.
+
+Ids are Hugging Face's own where the file carries its tokenizer.json; other files are tokenized by llama.cpp. Text is
+text: it never becomes a control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgetune.engine.tokenizer import GgufTokenizer
+
+Text = str | tuple[str, str]
+"""A text, or two that belong together."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder takes in one go."""
+
+    ids: Sequence[int]
+    types: Sequence[int] = ()
+    """Which of two texts each token is of; empty where all are of the first."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as an encoder can take it."""
+
+    windows: Sequence[Encoded]
+    """The text from its start in pieces that fit; of a pair only one, with what was cut off both."""
+    is_cut: bool
+    """Whether the first window is not all of it."""
+
+
+class EncoderTokenizer(Protocol):
+    """Texts → ids."""
+
+    def encode(self, texts: Sequence[Text], *, max_tokens: int) -> list[Tokens]:
+        """Each text in windows of up to `max_tokens` ids."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class JsonEncoderTokenizer:
+    """The `tokenizers` library on the text of a tokenizer.json."""
+
+    def __init__(self, source: str) -> None:
+        """Raises `CorruptFileError` when `source` cannot be read."""
+        from edgetune.engine.json_tokenizer import load_backend
+
+        self._backend = load_backend(source)
+
+    def encode(self, texts: Sequence[Text], *, max_tokens: int) -> list[Tokens]:
+        """Each text in windows of up to `max_tokens` ids."""
+        self._backend.enable_truncation(max_tokens, strategy="longest_first")
+        return [
+            Tokens(
+                [_encoded(part) for part in ((whole, *whole.overflowing) if isinstance(text, str) else (whole,))],
+                is_cut=bool(whole.overflowing),
+            )
+            for text, whole in zip(texts, self._backend.encode_batch(list(texts)), strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class LlamaEncoderTokenizer:
+    """llama.cpp's own tokenizer, which puts the tokens around a text that the file asks for."""
+
+    def __init__(self, tokenizer: GgufTokenizer) -> None:
+        self._tokenizer = tokenizer
+        around = tokenizer.encode("a")
+        bare = tokenizer.encode("a", add_special=False)
+        begin = next((at for at in range(len(around)) if around[at : at + len(bare)] == bare), 0)
+        self._before, self._after = around[:begin], around[begin + len(bare) :]
+
+    def encode(self, texts: Sequence[Text], *, max_tokens: int) -> list[Tokens]:
+        """Each text in windows of up to `max_tokens` ids."""
+        return [
+            self._split(text, max_tokens) if isinstance(text, str) else self._join(*text, max_tokens) for text in texts
+        ]
+
+    def close(self) -> None:
+        """Free the vocabulary."""
+        self._tokenizer.close()
+
+    def _split(self, text: str, max_tokens: int) -> Tokens:
+        ids = self._bare(text)
+        room = max(1, max_tokens - len(self._before) - len(self._after))
+        starts = range(0, max(len(ids), 1), room)
+        windows = [Encoded([*self._before, *ids[start : start + room], *self._after]) for start in starts]
+        return Tokens(windows, is_cut=len(windows) > 1)
+
+    def _join(self, first: str, second: str, max_tokens: int) -> Tokens:
+        left, right = self._bare(first), self._bare(second)
+        room = max(0, max_tokens - len(self._before) - 2 * len(self._after))
+        is_cut = len(left) + len(right) > room
+        while len(left) + len(right) > room:
+            (left if len(left) > len(right) else right).pop()
+        ids = [*self._before, *left, *self._after, *right, *self._after]
+        types = [0] * (len(ids) - len(right) - len(self._after)) + [1] * (len(right) + len(self._after))
+        return Tokens([Encoded(ids, types)], is_cut)
+
+    def _bare(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special=False)
+
+
+def _encoded(part: Any) -> Encoded:
+    types = part.type_ids
+    return Encoded(part.ids, types if any(types) else ())
