@@ -120,7 +120,8 @@ class Family:
 
     def canonical(self, name: str) -> str:
         """The checkpoint tensor `name` as the table spells it, where saved checkpoints differ."""
-        return name
+        prefix = self.embedding_name.partition(".")[0]
+        return f"{prefix}.{name}" if self.is_headless and not name.startswith(f"{prefix}.") else name
 
     def head_layers(self, outputs: int) -> tuple[str, tuple[Layer, ...]]:
         """What is pooled and which layers follow, of a classifier with `outputs` classes; a decoder's by default."""
@@ -144,7 +145,7 @@ class Family:
     @property
     def tied(self) -> bool:
         """Whether the head shares the embedding's values, unless the checkpoint holds a different one."""
-        return self.is_classifier or bool(self.config["tie_word_embeddings"])
+        return self.is_classifier or self.is_headless or bool(self.config["tie_word_embeddings"])
 
     @property
     def architecture(self) -> str:
@@ -157,15 +158,20 @@ class Family:
         return self.architecture.endswith(CLASSIFIER)
 
     @property
+    def is_headless(self) -> bool:
+        """Whether the model ends in its hidden states, as those do that make embeddings."""
+        return self.architecture.endswith("Model")
+
+    @property
     def carries_tokenizer(self) -> bool:
         """Whether the GGUF file holds the tokenizer itself, for our own engine to read texts with."""
-        return self.is_classifier or not self.writes_text
+        return self.is_classifier or self.is_headless or not self.writes_text
 
     @property
     def head(self) -> Head | None:
         """The model's own head; None for a model that has none, or another one than over whole texts."""
         if not self.is_classifier:
-            return None if self.writes_text else Head("embedding")
+            return Head("embedding") if self.is_headless or not self.writes_text else None
         labels = label_names(self.config)
         pooling, layers = self.head_layers(len(labels))
         return Head(classifier_task(self.config.get("problem_type"), labels), pooling, layers, labels)
@@ -174,7 +180,7 @@ class Family:
     def table(self) -> dict[str, Weight]:
         """`weights` by name, and the head's, which go nowhere: they travel in the metadata."""
         table = {entry.name: entry for entry in self.weights()}
-        if self.is_classifier:
+        if self.is_classifier or self.is_headless:
             table.pop(self.head_name, None)
         for layer in self.head.layers if self.head else ():
             table |= {name: Weight(name, shape, ()) for name, shape in layer.shapes()}
@@ -248,10 +254,11 @@ def _family_class(name: str) -> type[Family]:
 
 
 def _decoder_of(name: str) -> str:
-    """The architecture that writes text with the decoder under the classifier `name`."""
-    if not name.endswith(CLASSIFIER):
+    """The architecture that writes text with the decoder under `name`, a classifier or a model without a head."""
+    ending = next((one for one in (CLASSIFIER, "Model") if name.endswith(one)), None)
+    if ending is None:
         return ""
-    stem = name.removesuffix(CLASSIFIER)
+    stem = name.removesuffix(ending)
     return {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(stem, f"{stem}ForCausalLM")
 
 

@@ -19,8 +19,9 @@ from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, lo
 from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, TensorType
 from converters.errors import ConverterError
-from converters.head import POOLING_TYPES, head_metadata
+from converters.head import POOLING_KEY, POOLING_TYPES, head_metadata
 from converters.plan import Output, Part, plan
+from converters.sentence_transformers import SentenceModel, read_sentence_model, transformer_dir
 from converters.stream import write_tensor
 from converters.vocab import harmless_name, read_vocabulary
 from converters.writer import GgufWriter, Value, planned_bytes
@@ -59,23 +60,27 @@ def convert_base(
     """
     if outtype not in OUTTYPES:
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(OUTTYPES)}.")
-    values = read_config(model_dir)
-    family, tokenizer_dir = find_family(values), model_dir
-    with SafetensorsCheckpoint(model_dir) as base:
+    sentence, inside = read_sentence_model(model_dir), transformer_dir(model_dir)
+    values = read_config(inside)
+    family, tokenizer_dir = find_family(values), inside
+    with SafetensorsCheckpoint(inside) as base:
         checkpoint: Checkpoint = base
         if merge is not None:
             from converters.merge import merge_adapter
 
-            merged = merge_adapter(base, merge, base_dir=model_dir, values=values)
+            merged = merge_adapter(base, merge, base_dir=inside, values=values)
             checkpoint, family, tokenizer_dir = merged.checkpoint, merged.family, merged.tokenizer_dir
         outputs = plan(family, checkpoint)
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]
         vocabulary = read_vocabulary(
-            tokenizer_dir, family.config.natural("vocab_size"), original=family.carries_tokenizer
+            tokenizer_dir,
+            family.config.natural("vocab_size"),
+            original=family.carries_tokenizer or sentence is not None,
+            lower_case=sentence is not None and sentence.lower_case,
         )
         name = harmless_name(model_dir.resolve().name, vocabulary)
         general = {**_general_metadata(name, family, wanted, outputs), **card_metadata(model_dir)}
-        keys = {**general, **vocabulary, **_head_keys(family, checkpoint), **(metadata or {})}
+        keys = {**general, **vocabulary, **_head_keys(family, checkpoint, sentence), **(metadata or {})}
         if on_notice is not None:
             for notice in _notices(family, checkpoint):
                 on_notice(notice)
@@ -96,15 +101,16 @@ def _general_metadata(name: str, family: Family, wanted: TensorType, outputs: li
     }
 
 
-def _head_keys(family: Family, checkpoint: Checkpoint) -> dict[str, Value]:
-    """The keys of the model's head, and llama.cpp's own for what it pools."""
-    head = family.head
-    if head is None:
-        return {}
-    sources = {family.canonical(name): name for name in checkpoint.names}
-    keys = head_metadata(head, lambda name: load_float32(checkpoint, sources[name]))
-    if head.pooling in POOLING_TYPES:
-        keys[f"{family.gguf_architecture}.pooling_type"] = POOLING_TYPES[head.pooling]
+def _head_keys(family: Family, checkpoint: Checkpoint, sentence: SentenceModel | None) -> dict[str, Value]:
+    """The keys of the model's head, or of what a sentence model does instead, and llama.cpp's own for the pooling."""
+    keys: dict[str, Value] = {}
+    if sentence is not None and not family.is_classifier:
+        keys = {**head_metadata(sentence.head_of(family.hidden), sentence.load), **sentence.metadata()}
+    elif family.head is not None:
+        sources = {family.canonical(name): name for name in checkpoint.names}
+        keys = head_metadata(family.head, lambda name: load_float32(checkpoint, sources[name]))
+    if (pooling := str(keys.get(POOLING_KEY, ""))) in POOLING_TYPES:
+        keys[f"{family.gguf_architecture}.pooling_type"] = POOLING_TYPES[pooling]
     return keys
 
 

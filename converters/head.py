@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from converters.errors import CorruptCheckpoint
 from converters.writer import Value
 
-TASK_KEY, LABELS_KEY = "edgetune.task", "edgetune.labels"
+TASK_KEY, LABELS_KEY, POOLING_KEY = "edgetune.task", "edgetune.labels", "edgetune.head.pooling"
 POOLING_TYPES = {"mean": 1, "cls": 2, "last": 3}
 """llama.cpp's numbers of the poolings that it has."""
 
@@ -65,7 +65,7 @@ def head_metadata(head: Head, load: Callable[[str], NDArray[np.float32]]) -> dic
         keys[LABELS_KEY] = list(head.labels)
     if not head.pooling:
         return keys
-    keys |= {"edgetune.head.pooling": head.pooling, "edgetune.head.count": len(head.layers)}
+    keys |= {POOLING_KEY: head.pooling, "edgetune.head.count": len(head.layers)}
     for number, layer in enumerate(head.layers):
         keys |= {f"edgetune.head.{number}.{key}": value for key, value in _layer_keys(layer, load).items()}
     return {**keys, "edgetune.head.normalize": head.normalize}

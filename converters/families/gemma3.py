@@ -74,7 +74,7 @@ class Gemma3(Gemma2):
         name = name.removeprefix("model.") if name.startswith("model.multi_modal_projector.") else name
         if name.startswith("model.language_model."):
             return "model." + name.removeprefix("model.language_model.")
-        return name.removeprefix("language_model.")
+        return super().canonical(name.removeprefix("language_model."))
 
     def attention_weights(self, here: str, there: str) -> Iterator[Weight]:
         yield from Llama.attention_weights(self, here, there)

@@ -43,7 +43,7 @@ class Mixtral(Mistral):
         )
 
     def canonical(self, name: str) -> str:
-        return name.replace(".mlp.", ".block_sparse_moe.")
+        return super().canonical(name).replace(".mlp.", ".block_sparse_moe.")
 
     def feed_forward_weights(self, here: str, there: str) -> Iterator[Weight]:
         here = here.replace(".mlp", ".block_sparse_moe")
