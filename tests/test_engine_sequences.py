@@ -175,6 +175,19 @@ def test_a_branch_goes_on_from_the_tokens_it_keeps(family: str) -> None:
         assert reply(engine, [*ids, *branch.ids[:6]], count=6).ids == branch.ids[6:]
 
 
+def test_a_prefix_counts_as_prompt_and_one_that_ends_the_reply_ends_it(engine: LlamaEngine) -> None:
+    ids = text_ids(engine, 20, seed=7)
+    whole = reply(engine, ids, count=6)
+    branch = reply(engine, ids, count=4, prefix=whole.ids[:2])
+    assert branch.timings.prompt_tokens == 22
+    assert 0 <= branch.timings.reused_tokens < 22
+    assert branch.timings.generated_tokens == 4
+    end = min(engine.tokenizer.eog_ids)
+    ended = reply(engine, ids, count=6, prefix=[*whole.ids[:2], end], top=2)
+    assert (ended.ids, ended.finish_reason) == (whole.ids[:2], "stop")
+    assert len(ended.choices) == 2
+
+
 def test_a_prefix_that_ends_inside_a_character_is_completed(engine: LlamaEngine) -> None:
     pieces = {engine.tokenizer.piece(token): token for token in range(engine.tokenizer.n_vocab)}
     half = [pieces[bytes([byte])] for byte in "é".encode()]

@@ -61,12 +61,18 @@ def _find(candidates: Sequence[Candidate], wanted: str) -> Candidate:
 def _described(node: Node, choice: TokenChoice) -> str:
     before = " ".join(node.generated[max(0, choice.start - _BEFORE) : choice.start].split())
     others = [
-        f"{number}{'*' if one.id == choice.id else ''} {_quoted(one.text)} {one.probability:.0%}"
+        f"{number}{'*' if one.id == choice.id else ''} {_quoted(one.text)} {_share(one.probability)}"
         for number, one in enumerate(choice.alternatives[:_ALTERNATIVES], 1)
     ]
     return f"…{before} → {'  '.join(others)}"
 
 
 def _quoted(text: str) -> str:
-    """A token as it may be typed and read, white space and all."""
-    return json.dumps(text, ensure_ascii=False)
+    """A token as it may be typed and read, white space and all; one without text ends the reply."""
+    return json.dumps(text, ensure_ascii=False) if text else "(end)"
+
+
+def _share(probability: float) -> str:
+    if probability < 0.005:
+        return "<1%"
+    return f"{probability:.0%}" if probability < 0.995 else ">99%"

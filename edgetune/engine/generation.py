@@ -121,7 +121,7 @@ class LlamaGeneration:
     def timings(self) -> Timings:
         """What it cost so far."""
         return Timings(
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=len(self._prompt) + len(self._prefix),
             reused_tokens=self.reused_tokens,
             prompt_seconds=self._evaluated - self._started,
             generated_tokens=self._new_tokens,
@@ -174,6 +174,9 @@ class LlamaGeneration:
         yield None
         self._evaluated = self._first = self._last = time.perf_counter()
         for token in self._prefix:
+            if token in self._engine.tokenizer.eog_ids:
+                self._finish("stop")
+                return
             yield self._say(token, None)
         while True:
             # A row of logits for the token that was certain, and one more for each guess that turns out right.

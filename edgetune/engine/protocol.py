@@ -79,7 +79,7 @@ class Timings:
     """What a generation cost. Seconds are wall-clock."""
 
     prompt_tokens: int
-    """The prompt's length, evaluated or reused."""
+    """The prompt's length with what the reply was told to begin with, evaluated or reused."""
     reused_tokens: int
     """Of those, how many were still in the KV cache."""
     prompt_seconds: float
