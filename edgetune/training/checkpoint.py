@@ -107,8 +107,9 @@ def _restore_optimizer(adapted: Any, optimizer: Any, tensors: Mapping[str, Any])
     for name, tensor in tensors.items():
         owner, key = name.rsplit(":", 1)
         parameter = parameters[owner]
-        # AdamW keeps its step count on the CPU.
-        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        # AdamW keeps its step count on the CPU, unless it is fused.
+        stays = key == "step" and not optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = tensor if stays else tensor.to(parameter.device)
 
 
 def _random_states() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.data import TrainingSequence
 from edgetune.errors import EdgetuneError
-from edgetune.events import Metrics, Progress, Sink
+from edgetune.events import Metrics, Notice, Progress, Sink
 from edgetune.training.batches import epoch_batches
 from edgetune.training.checkpoint import Position
-from edgetune.training.device import memory_bytes
+from edgetune.training.device import is_out_of_memory, memory_bytes, release_memory
+from edgetune.training.layout import Layout, Padded
 from edgetune.training.schedule import learning_rate, warmup_steps
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Batch, Task
@@ -60,8 +61,11 @@ class Loop:
     should_stop: Callable[[], bool]
     """Asked after each step; when true, the loop saves and returns early."""
     position: Position = field(default_factory=Position)
+    layout: Layout = None  # type: ignore[assignment]
+    """How sequences become batches; by default padded."""
 
     def __post_init__(self) -> None:
+        self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
         self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
         self.warmup = warmup_steps(self.settings.warmup, self.total)
         self.save_every = self.settings.save_every or min(200, max(1, math.ceil(self.total / 10)))
@@ -98,8 +102,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         chosen = [[self.train[index] for index in batch] for batch in self._step_batches(step)]
-        batches = [self.task.collate(sequences, self.device) for sequences in chosen]
-        loss = self._backward(batches)
+        batches, loss = self._backward_in_memory(chosen)
         norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise EdgetuneError(
@@ -117,6 +120,20 @@ class Loop:
             batches = epoch_batches(lengths, batch_size=self.settings.batch_size, seed=self.settings.seed, epoch=epoch)
             self._epoch = (epoch, batches)
         return self._epoch[1][place * self.settings.grad_accum : (place + 1) * self.settings.grad_accum]
+
+    def _backward_in_memory(self, parts: Sequence[Sequence[TrainingSequence]]) -> tuple[list[Batch], float]:
+        """`_backward` of the step's sequences, in more and smaller passes when memory does not suffice."""
+        while True:
+            try:
+                batches = self.layout.batches(parts)
+                return batches, self._backward(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not (smaller := self.layout.shrink()):
+                    raise
+            # Out here the failed pass's tensors are no longer held by the error's traceback.
+            self.optimizer.zero_grad(set_to_none=True)
+            release_memory(self.device)
+            self.sink(Notice(f"Out of memory: going on with {smaller}; the step stays the same.", "warning"))
 
     def _backward(self, batches: Sequence[Batch]) -> float:
         """Accumulate gradients of the mean loss over all `batches`; returns that mean."""
@@ -176,9 +193,9 @@ class Loop:
             for at in range(0, len(rows), size):
                 if name == "valid_before" and self.should_stop():
                     return
-                batch = self.task.collate(rows[at : at + size], self.device)
-                total += float(self.task.summed_loss(self.adapted, batch))
-                denominator += batch.denominator
+                for batch in self.layout.batches([rows[at : at + size]]):
+                    total += float(self.task.summed_loss(self.adapted, batch))
+                    denominator += batch.denominator
                 self.sink(Progress("evaluate", min(at + size, len(rows)), len(rows), "rows"))
         self.adapted.train()
         self.position.losses[name] = total / denominator

@@ -36,7 +36,7 @@ from edgetune.training.checkpoint import (
     save_checkpoint,
 )
 from edgetune.training.curve import loss_svg
-from edgetune.training.device import choose_device, choose_dtype
+from edgetune.training.device import choose_device, choose_dtype, is_out_of_memory
 from edgetune.training.loop import Loop
 from edgetune.training.methods import Method, find_method
 from edgetune.training.model import (
@@ -46,6 +46,7 @@ from edgetune.training.model import (
 )
 from edgetune.training.prepare import Prepared, plan, prepare
 from edgetune.training.settings import TrainSettings
+from edgetune.training.speed import speed_up
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.svg"
@@ -184,8 +185,18 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
         if settings.grad_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         adapted = method.attach(model, settings, prepared.model_dir, task, sink=sink)
+        layout = speed_up(
+            adapted,
+            settings,
+            task,
+            lengths=[len(sequence.ids) for sequence in (*prepared.train, *prepared.valid)],
+            max_length=prepared.max_length,
+            device=device,
+            sink=sink,
+        )
         parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        fused = device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
         position = _restore(run.path, method, adapted, optimizer, sink)
         with _interruptions(sink) as stopped, _MetricsLog(run.path, position.step, sink) as log:
             loop = Loop(
@@ -200,6 +211,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 save=lambda at: _save(run.path, at, method, adapted, optimizer),
                 should_stop=stopped.is_set,
                 position=position,
+                layout=layout,
             )
             finished = loop.run()
         if not finished:
@@ -208,10 +220,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 hint=f"To go on: edgetune train --resume {run.path}",
             )
         return _finish(run, position, method, adapted, prepared)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(settings, prepared) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
             raise _out_of_memory(settings, prepared) from error
         raise
     except OSError as error:

@@ -31,7 +31,7 @@ class TrainSettings:
     out: str = ""
     """Run directory to write; default: runs/BASE-DATA-TIME."""
     task: str = "auto"
-    """How rows are put to the model: through its chat template, or as bare text."""
+    """What is trained for: chat, completion, classification, regression, embedding, seq2seq; auto: by data and model."""
     method: str = "lora"
     """How the model is adapted."""
     epochs: float = 3.0
@@ -42,6 +42,8 @@ class TrainSettings:
     """Sequences in one forward pass."""
     grad_accum: int = 1
     """Forward passes in one optimizer step."""
+    packing: bool = True
+    """Lay sequences into rows without padding, where the model keeps them apart exactly; the loss stays the same."""
     max_length: int = 0
     """Longest sequence in tokens, the rest is cut; 0: 2048, or the model's context when that is shorter."""
     lr: float = 2e-4
@@ -81,7 +83,29 @@ class TrainSettings:
     dtype: Literal["auto", "bf16", "f32"] = "auto"
     """Type of the frozen base weights; auto: bf16 where the chip computes in it, else f32. Adapters are always f32."""
     eval: bool = True
-    """Measure the loss on the validation rows before, after each epoch, and at the end."""
+    """Measure the validation rows before, on schedule, and at the end."""
+    eval_every: int = 0
+    """Steps between measurements; 0: once an epoch."""
+    eval_texts: int = -1
+    """Validation rows that a text is written for, greedily, to be compared; -1: 64 for seq2seq, else none."""
+    metric: str = ""
+    """Keep the adapter that is best by this, e.g. loss, accuracy, macro_f1, spearman, bleu; else the last one."""
+    early_stopping: int = 0
+    """Stop after this many measurements without a better --metric (by default the loss); 0: never."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Classification: balanced makes rare labels count as much as frequent ones."""
+    pair_loss: Literal["cosent", "cosine"] = "cosent"
+    """Embedding, pairs with a score: learn their order (CoSENT), or their cosine."""
+    temperature: float = 0.05
+    """Embedding: cosines are divided by this; less looks harder at near misses."""
+    pooling: Literal["auto", "mean", "cls", "last", "max"] = "auto"
+    """Embedding: how token states become one; auto: as the model's files say, else mean, or last for decoders."""
+    src_lang: str = ""
+    """Seq2seq: language of the sources, a column of the rows or a code of the model, e.g. en or en_XX."""
+    tgt_lang: str = ""
+    """Seq2seq: language of the targets."""
+    prefix: str = "auto"
+    """Seq2seq: text in front of every source; auto: what T5 was taught for such rows, else nothing."""
     save_every: int = 0
     """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
     skip_bad_rows: bool = False
@@ -95,12 +119,25 @@ class TrainSettings:
             self._demand(math.isfinite(getattr(self, name)), name, "a number")
         for name in ("batch_size", "grad_accum", "rank"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("steps", "max_length", "save_every", "weight_decay", "max_grad_norm", "warmup", "seed"):
+        for name in (
+            "steps",
+            "max_length",
+            "save_every",
+            "eval_every",
+            "early_stopping",
+            "weight_decay",
+            "max_grad_norm",
+            "warmup",
+            "seed",
+        ):
             self._demand(getattr(self, name) >= 0, name, "0 or more")
         self._demand(self.seed < 1 << 63, "seed", "less than 2^63")
         self._demand(self.epochs > 0, "epochs", "more than 0")
         self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
         self._demand(self.alpha > 0, "alpha", "more than 0")
+        self._demand(self.temperature > 0, "temperature", "more than 0")
+        self._demand(self.eval_texts >= -1, "eval_texts", "-1 or more")
+        self._demand(self.eval or not (self.metric or self.early_stopping), "eval", "on, for --metric")
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
         self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")

@@ -11,6 +11,7 @@ from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
 from edgetune.training.batches import Batch, collate
 from edgetune.training.loss import summed_loss
+from edgetune.training.packing import PackedBatch
 from edgetune.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class CausalTask:
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_type: ClassVar[str] = "CAUSAL_LM"
+    packs: ClassVar[bool] = True
+    """Its sequences may be packed into rows in place of `collate`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -69,7 +72,7 @@ class CausalTask:
         """Padded rows."""
         return collate(sequences, device)
 
-    def summed_loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def summed_loss(self, model: Any, batch: Batch | PackedBatch) -> torch.Tensor:
         """Cross entropy over the learned tokens."""
         return summed_loss(model, batch)
 

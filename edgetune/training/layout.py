@@ -1,0 +1,76 @@
+"""How the sequences of an optimizer step become forward passes: padded side by side, or packed in rows.
+
+Which sequences make up a step, and so its loss, is none of a layout's business. A layout can be told to take less
+memory a pass; the step then has more passes and stays the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgetune.training.packing import pack
+from edgetune.training.tasks.base import Batch, Task
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Layout(Protocol):
+    """One way to lay out sequences."""
+
+    def batches(self, parts: Sequence[Sequence[Any]]) -> list[Batch]:
+        """The forward passes of one step, whose sequences come in `parts` of the batch size."""
+        ...
+
+    def shrink(self) -> str:
+        """Take about half the memory a pass from now on; what that means, or "" when a pass is as small as can be."""
+        ...
+
+
+@dataclass
+class Padded:
+    """Every part is one pass, its sequences side by side; after `shrink`, several passes."""
+
+    task: Task
+    device: torch.device
+    size: int
+    """Most sequences in a pass."""
+
+    def batches(self, parts: Sequence[Sequence[Any]]) -> list[Batch]:
+        """As the task makes them."""
+        return [
+            self.task.collate(part[at : at + self.size], self.device)
+            for part in parts
+            for at in range(0, len(part), self.size)
+        ]
+
+    def shrink(self) -> str:
+        """Half as many sequences."""
+        if self.size == 1:
+            return ""
+        self.size = (self.size + 1) // 2
+        return f"{self.size} sequence{'s' if self.size > 1 else ''} in a pass"
+
+
+@dataclass
+class Packed:
+    """Rows of tokens without padding; which part a sequence came in does not matter."""
+
+    capacity: int
+    """Most tokens in a row."""
+    longest: int
+    """The longest sequence: no row can be smaller."""
+    device: torch.device
+
+    def batches(self, parts: Sequence[Sequence[Any]]) -> list[Batch]:
+        """Rows by best fit."""
+        return [*pack([sequence for part in parts for sequence in part], self.capacity, self.device)]
+
+    def shrink(self) -> str:
+        """Rows half as long."""
+        if self.capacity <= self.longest:
+            return ""
+        self.capacity = max(self.longest, self.capacity // 2)
+        return f"rows of {self.capacity} tokens"

@@ -1,0 +1,297 @@
+"""Sequences one after another in rows without padding; attention never crosses from one to the next.
+
+A step's sequences are laid into rows of at most `max_length` tokens (best fit), positions restart with each, and
+attention runs on each by itself: no block-diagonal mask, which would cost what padding had cost. The lengths travel
+as the model's "attention mask", a (1, 1, 1, sequences) tensor that transformers hands to every layer as it is, through
+gradient checkpointing as well. Which sequences make up a step does not change: nor does its loss, but for rounding.
+
+Families are not listed here: `start_packing` packs a few tokens and compares with each sequence by itself. A model that
+carries something else from token to token than attention (Mamba) fails that and is trained padded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgetune.data import Tokenized
+from edgetune.training.batches import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = "edgetune_packed"
+"""The name of the attention function among transformers' own."""
+
+ROW_STEP = 64
+"""Rows are filled up to a multiple of this, with a sequence nothing is learned of: kernels are kept for each shape."""
+
+_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.1, "torch.float16": 0.02}
+"""Of the hidden states' norm. Rounding stays far below it, a token seen that should not be far above."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One row of sequences, ready for a causal language model."""
+
+    input_ids: torch.Tensor
+    """(1, tokens)"""
+    position_ids: torch.Tensor
+    """(1, tokens)"""
+    attention_mask: torch.Tensor
+    """(1, 1, 1, sequences): their lengths, on the CPU; the last one may be filling."""
+    labels: torch.Tensor
+    """(1, tokens): the token to predict at each position, or `IGNORED`."""
+    tokens: int
+    """Without the filling."""
+    learned_tokens: int
+
+    @property
+    def denominator(self) -> float:
+        """The loss is a mean over learned tokens."""
+        return float(self.learned_tokens)
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `capacity`, the longest first, each where the least room is left.
+
+    A length above `capacity` has a row of its own. The same lengths always give the same rows.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = bisect_left(room, (lengths[index], -1))
+        if place == len(room):
+            rows.append([])
+            left, row = max(capacity, lengths[index]), len(rows) - 1
+        else:
+            left, row = room.pop(place)
+        rows[row].append(index)
+        insort(room, (left - lengths[index], row))
+    return rows
+
+
+def pack(sequences: Sequence[Tokenized], capacity: int, device: torch.device) -> list[PackedBatch]:
+    """`sequences` in as few rows of `capacity` tokens as best fit finds, as tensors on `device`."""
+    rows = best_fit([len(sequence.ids) for sequence in sequences], capacity)
+    return [collate_packed([sequences[index] for index in row], device) for row in rows]
+
+
+def collate_packed(sequences: Sequence[Tokenized], device: torch.device) -> PackedBatch:
+    """`sequences` in one row."""
+    import torch
+
+    lengths = [len(sequence.ids) for sequence in sequences]
+    tokens = sum(lengths)
+    if filling := -tokens % ROW_STEP:
+        lengths.append(filling)
+    ids = np.zeros(tokens + filling, dtype=np.int64)
+    labels = np.full(tokens + filling, IGNORED, dtype=np.int64)
+    at = 0
+    for sequence in sequences:
+        end = at + len(sequence.ids)
+        ids[at:end] = sequence.ids
+        labels[at : end - 1] = np.where(sequence.learned[1:], sequence.ids[1:], IGNORED)
+        at = end
+    return PackedBatch(
+        torch.from_numpy(ids[None]).to(device),
+        _positions(lengths)[None].to(device),
+        _lengths(lengths),
+        torch.from_numpy(labels[None]).to(device),
+        tokens,
+        int((labels != IGNORED).sum()),
+    )
+
+
+def _positions(lengths: Sequence[int]) -> torch.Tensor:
+    """(tokens,): from 0 again with every sequence."""
+    import torch
+
+    return torch.cat([torch.arange(length) for length in lengths])
+
+
+def _lengths(lengths: Sequence[int]) -> torch.Tensor:
+    """(1, 1, 1, sequences): what stands in for the attention mask."""
+    import torch
+
+    return torch.tensor(lengths, dtype=torch.int64).view(1, 1, 1, -1)
+
+
+def start_packing(model: Any, body: Any, *, longest: int) -> bool:
+    """Let `model` (a transformers model) attend within packed sequences of up to `longest` tokens, if it is exact.
+
+    `body` is its part that gives last hidden states. A model that cannot is left as it was.
+    """
+    before = model.config._attn_implementation
+    ids = _probe(model, longest)
+    alone = _hidden(body, input_ids=ids[None, _PROBE_FIRST:])
+    if alone is None or not model._can_set_attn_implementation() or not _set_attention(model, ATTENTION):
+        return False
+    lengths = [_PROBE_FIRST, len(ids) - _PROBE_FIRST]
+    packed = _hidden(
+        body,
+        input_ids=ids[None],
+        position_ids=_positions(lengths).to(ids.device)[None],
+        attention_mask=_lengths(lengths),
+    )
+    if packed is not None:
+        error = (packed[_PROBE_FIRST:] - alone).norm()
+        if bool(error <= _TOLERANCE[str(model.dtype)] * alone.norm()):
+            return True
+    _set_attention(model, before)
+    return False
+
+
+_PROBE_FIRST = 9
+"""Tokens of the sequence that comes before the one compared."""
+
+
+def _probe(model: Any, longest: int) -> torch.Tensor:
+    """Two sequences of tokens all over the vocabulary; the second longer than the model's window, if that matters."""
+    import torch
+
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or longest
+    second = window + 5 if window < longest else 11
+    ids: torch.Tensor = torch.arange(_PROBE_FIRST + second, device=model.device) * 7919
+    return torch.add((ids + 1) % (config.vocab_size - 1), 1)
+
+
+def _hidden(body: Any, **inputs: Any) -> torch.Tensor | None:
+    """Last hidden states (tokens, hidden) in f32; None where the model takes no such inputs."""
+    import torch
+
+    training = body.training
+    body.eval()
+    try:
+        with torch.no_grad():
+            hidden: torch.Tensor = body(**inputs, use_cache=False).last_hidden_state[0]
+        return hidden.float()
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return None
+    finally:
+        body.train(training)
+
+
+def _set_attention(model: Any, name: str) -> bool:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError):
+        return False
+    return bool(model.config._attn_implementation == name)
+
+
+def packed_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of (1, heads, tokens, size) within each sequence; returns (1, tokens, heads, size).
+
+    Takes ordinary masks and batches as well. Raises `ValueError` for what it does not compute (sinks, position biases).
+    """
+    import torch
+
+    if unknown := [name for name in ("s_aux", "position_bias", "cache") if others.get(name) is not None]:
+        raise ValueError(f"packed attention takes no {unknown[0]}")
+    attend = _Attend(module, dropout, scaling, softcap)
+    if attention_mask is None or attention_mask.dtype != torch.int64:
+        causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, others)
+        return attend(query, key, value, attention_mask, causal=causal).transpose(1, 2).contiguous(), None
+    if not _is_causal(module, others):
+        raise ValueError("packed attention is causal")
+    lengths = attention_mask.flatten().tolist()
+    window = sliding_window or _window(module)
+    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [attend.one(*part, window=window).transpose(1, 2) for part in parts]
+    return torch.cat(outputs, dim=1), None
+
+
+def _is_causal(module: Any, others: dict[str, Any]) -> bool:
+    given = others.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _window(module: Any) -> int | None:
+    """The window of a layer that does not tell it to its attention, but whose config does."""
+    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or number is None or kinds[number] == "full_attention":
+        return None
+    if kinds[number] != "sliding_attention":
+        raise ValueError(f"packed attention does not know {kinds[number]}")
+    return int(config.sliding_window)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class _Attend:
+    """Scaled dot-product attention with the options of one layer."""
+
+    module: Any
+    dropout: float
+    scaling: float | None
+    softcap: float | None
+
+    def one(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None) -> torch.Tensor:
+        """One sequence by itself, causal, seeing at most `window` tokens back."""
+        import torch
+
+        length = query.shape[2]
+        if window is None or length <= window:
+            return self(query, key, value, None, causal=True)
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
+        return self(query, key, value, mask.tril_().triu_(1 - window), causal=False)
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, causal: bool
+    ) -> torch.Tensor:
+        """(batch, heads, tokens, size), grouped heads repeated."""
+        import torch
+
+        grouped = query.shape[1] != key.shape[1]
+        if self.softcap is not None:
+            return self._capped(query, key, value, mask, self.softcap, causal=causal)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout, is_causal=causal, scale=self.scaling,
+            enable_gqa=grouped,
+        )  # fmt: skip
+
+    def _capped(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        softcap: float,
+        *,
+        causal: bool,
+    ) -> torch.Tensor:
+        """With soft-capped scores, which torch's own attention does not have."""
+        import torch
+
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = query @ key.transpose(2, 3) * (self.scaling or query.shape[-1] ** -0.5)
+        scores = torch.tanh(scores / softcap) * softcap
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril_()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        return torch.nn.functional.dropout(weights, self.dropout) @ value

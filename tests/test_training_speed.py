@@ -1,0 +1,342 @@
+"""What makes training fast changes nothing: packed rows, fused LoRA and the fused head against plain torch and PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.data import Tokenized
+from edgetune.events import Event, Notice
+from edgetune.training import TrainSettings
+from edgetune.training.packing import ATTENTION, ROW_STEP, PackedBatch, best_fit, collate_packed
+from tests.checkpoints import randomize
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+SQUARE = {**SHAPE, "num_key_value_heads": 4}
+CAPPED = {"head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+
+PACKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", SHAPE),
+    "qwen2": ("Qwen2Config", SHAPE),
+    "qwen2-tied": ("Qwen2Config", {**SHAPE, "tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2Config", {**SHAPE, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    ),
+    "qwen3": ("Qwen3Config", {**SHAPE, "head_dim": 16}),
+    "mistral": ("MistralConfig", {**SHAPE, "sliding_window": None}),
+    "mistral-window": ("MistralConfig", {**SHAPE, "sliding_window": 8}),
+    "gemma2": ("Gemma2Config", {**SHAPE, **CAPPED, "sliding_window": 8}),
+    "gemma3": ("Gemma3TextConfig", {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}),
+    "phi3": ("Phi3Config", SHAPE),
+    "phi3-window": ("Phi3Config", {**SHAPE, "sliding_window": 8}),
+    "gpt2": ("GPT2Config", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
+                            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}),
+    "granite": ("GraniteConfig", {**SHAPE, "logits_scaling": 3.0, "attention_multiplier": 0.2}),
+    "cohere": ("CohereConfig", {**SQUARE, "logit_scale": 0.25}),
+    "gpt-neox": ("GPTNeoXConfig", SQUARE),
+    "olmo2": ("Olmo2Config", SHAPE),
+    "mixtral": ("MixtralConfig", {**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+}  # fmt: skip
+"""Families that are packed: name → (transformers config class, settings)."""
+
+NOT_PACKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "bloom": ("BloomConfig", {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {**SHAPE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+}
+"""Families that keep more than attention can cut: padded."""
+
+
+def base_model(config_class: str, values: dict[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**values)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    randomize(model)
+    return model.requires_grad_(False)
+
+
+def adapted_model(config_class: str, values: dict[str, Any], **lora: Any) -> Any:
+    """A base with a LoRA adapter that changes what it says."""
+    import peft
+    import torch
+
+    base = base_model(config_class, values)
+    options = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", **lora}
+    adapted = peft.get_peft_model(base, peft.LoraConfig(**options))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted.train()
+
+
+def sequences(count: int = 6) -> list[Tokenized]:
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 30, count)
+    return [
+        Tokenized(random.integers(1, 97, length).astype(np.int32), np.arange(length) >= length // 2)
+        for length in lengths
+    ]
+
+
+def plain_loss(model: Any, rows: list[Tokenized]) -> Any:
+    """Sequence by sequence, through the model's own logits."""
+    import torch
+
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        wanted = torch.from_numpy(row.learned[1:])
+        total = total + torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum")
+    return total
+
+
+def gradients(model: Any) -> dict[str, Any]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def speed_up(model: Any, rows: list[Tokenized], *, told: list[Event] | None = None, **settings: Any) -> Any:
+    import torch
+
+    from edgetune.training.speed import speed_up as start
+    from edgetune.training.tasks.causal import CausalTask
+
+    return start(
+        model,
+        TrainSettings(**settings),
+        CausalTask("chat"),
+        lengths=[len(row.ids) for row in rows],
+        max_length=64,
+        device=torch.device("cpu"),
+        sink=(told if told is not None else []).append,
+    )
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any], *, tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        assert (ours[name] - wanted).norm() <= tolerance * wanted.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_packed_step_has_the_loss_and_gradient_of_its_sequences(family: str) -> None:
+    from edgetune.training.loss import summed_loss
+
+    model, rows = adapted_model(*PACKED[family]), sequences()
+    wanted = plain_loss(model, rows)
+    wanted.backward()
+    theirs = gradients(model)
+    assert len(theirs) > 8
+
+    batches = speed_up(model, rows).batches([rows])
+    assert all(isinstance(batch, PackedBatch) for batch in batches)
+    assert len(batches) < len(rows)
+    total = 0.0
+    for batch in batches:
+        loss: Any = summed_loss(model, batch)
+        loss.backward()
+        total += float(loss.detach())
+    assert total == pytest.approx(float(wanted), rel=2e-6)
+    assert_same(gradients(model), theirs)
+
+
+@pytest.mark.parametrize("family", NOT_PACKED)
+def test_a_model_that_cannot_keep_packed_sequences_apart_is_padded(family: str) -> None:
+    from edgetune.training.loss import summed_loss
+
+    model, rows, told = (
+        adapted_model(*NOT_PACKED[family], target_modules=r".*(in_proj|q_proj|key_value)"),
+        sequences(),
+        list[Event](),
+    )
+    wanted = plain_loss(model, rows)
+    batches = speed_up(model, rows, told=told).batches([rows[:3], rows[3:]])
+    assert len(batches) == 2
+    assert not any(isinstance(batch, PackedBatch) for batch in batches)
+    assert [event.text for event in told if isinstance(event, Notice)] == [
+        "Sequences are padded, not packed: this model does not keep packed ones apart."
+    ]
+    assert sum(float(summed_loss(model, batch)) for batch in batches) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_attention_that_crosses_sequences_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetune.training import packing
+
+    monkeypatch.setattr(packing, "_lengths", lambda lengths: __import__("torch").tensor([[[[sum(lengths)]]]]))
+    model, rows, told = adapted_model(*PACKED["llama"]), sequences(), list[Event]()
+    layout = speed_up(model, rows, told=told)
+    assert told
+    assert not any(isinstance(batch, PackedBatch) for batch in layout.batches([rows]))
+    assert model.get_base_model().config._attn_implementation != ATTENTION
+
+
+def test_packing_can_be_switched_off() -> None:
+    model, rows, told = adapted_model(*PACKED["llama"]), sequences(), list[Event]()
+    layout = speed_up(model, rows, told=told, packing=False)
+    assert not told
+    assert not any(isinstance(batch, PackedBatch) for batch in layout.batches([rows]))
+
+
+def test_best_fit_wastes_little_and_splits_nothing() -> None:
+    assert best_fit([5, 3, 2, 6, 4], 10) == [[3, 4], [0, 1, 2]]
+    assert best_fit([20, 3], 10) == [[0], [1]]
+    assert best_fit([], 10) == []
+    lengths = np.random.default_rng(0).integers(1, 400, 300).tolist()
+    rows = best_fit(lengths, 1024)
+    assert sorted(index for row in rows for index in row) == list(range(300))
+    assert all(sum(lengths[index] for index in row) <= 1024 for row in rows)
+    assert len(rows) <= sum(lengths) / 1024 * 1.02 + 1
+
+
+def test_a_row_has_restarting_positions_and_each_sequences_next_tokens() -> None:
+    import torch
+
+    one, other = sequences(2)
+    row = collate_packed([one, other], torch.device("cpu"))
+    first, second = len(one.ids), len(other.ids)
+    assert row.attention_mask.flatten().tolist() == [first, second, ROW_STEP - first - second]
+    assert row.position_ids[0, : first + 2].tolist() == [*range(first), 0, 1]
+    assert (row.tokens, row.learned_tokens) == (first + second, int((row.labels >= 0).sum()))
+    # The last token of a sequence predicts nothing: the next one is another sequence's.
+    assert row.labels[0, first - 1] == row.labels[0, first + second - 1] == -100
+    assert row.labels[0, first + second - 2] == other.ids[-1]
+
+
+def test_a_layout_takes_less_memory_a_pass_until_nothing_is_left() -> None:
+    rows = sequences(8)
+    longest = max(len(row.ids) for row in rows)
+    packed = speed_up(adapted_model(*PACKED["llama"]), rows, batch_size=8)
+    padded = speed_up(adapted_model(*PACKED["llama"]), rows, batch_size=8, packing=False)
+    for layout, smallest in ((packed, longest), (padded, 1)):
+        passes = [len(layout.batches([rows]))]
+        while told := layout.shrink():
+            passes.append(len(layout.batches([rows])))
+        assert passes == sorted(passes)
+        assert passes[-1] > passes[0]
+        assert layout.shrink() == told == ""
+        learned = [batch.learned_tokens for batch in layout.batches([rows])]
+        assert sum(learned) == sum(int(row.learned[1:].sum()) for row in rows)
+        assert getattr(layout, "capacity", getattr(layout, "size", None)) == smallest
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}], ids=str)
+def test_fused_lora_is_pefts_lora(lora: dict[str, Any]) -> None:
+    from edgetune.training.fused_lora import fuse_lora
+
+    model, rows = adapted_model(*PACKED["qwen2"], **lora), sequences()
+    wanted = plain_loss(model, rows)
+    wanted.backward()
+    theirs = gradients(model)
+    assert fuse_lora(model) == 14
+    ours = plain_loss(model, rows)
+    ours.backward()
+    assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
+    assert_same(gradients(model), theirs)
+    with model.disable_adapter():
+        bare = float(plain_loss(model, rows))
+    assert bare == pytest.approx(float(plain_loss(base_model(*PACKED["qwen2"]), rows)), rel=1e-6)
+    assert abs(bare - float(ours)) > 0.1
+
+
+@pytest.mark.parametrize("lora", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_lora_that_is_not_plain_keeps_pefts_forward(lora: dict[str, Any]) -> None:
+    from edgetune.training.fused_lora import fuse_lora
+
+    assert fuse_lora(adapted_model(*PACKED["llama"], **lora)) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("llama", {}),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("qwen2-tied", {}),
+        ("qwen2-tied", {"target_modules": ["q_proj", "lm_head"]}),
+        ("gemma2", {"target_modules": ["q_proj", "lm_head"]}),
+        ("granite", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("cohere", {"target_modules": ["q_proj", "lm_head"]}),
+    ],
+    ids=str,
+)
+def test_the_fused_head_has_the_gradients_of_plain_autograd(
+    family: str, lora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune.training import fused_loss
+    from edgetune.training.loss import summed_loss
+
+    # Chunks and blocks that do not divide the tokens.
+    monkeypatch.setattr(fused_loss, "CHUNK", 7)
+    monkeypatch.setattr(fused_loss, "_ROWS", 3)
+    model, rows = adapted_model(*PACKED[family], **lora), sequences()
+    assert fused_loss.find_head(model) is not None
+    wanted = plain_loss(model, rows)
+    (wanted / 3).backward()
+    theirs = gradients(model)
+    assert any("lm_head" in name for name in theirs) == ("lm_head" in str(lora))
+    ours: Any = summed_loss(model, packed_in_one(model, rows))
+    (ours / 3).backward()
+    assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
+    assert_same(gradients(model), theirs, tolerance=2e-6)
+
+
+def packed_in_one(model: Any, rows: list[Tokenized]) -> PackedBatch:
+    import torch
+
+    assert speed_up(model, rows)
+    return collate_packed(rows, torch.device("cpu"))
+
+
+def test_a_head_that_computes_something_else_is_not_fused() -> None:
+    import torch
+
+    from edgetune.training.fused_loss import find_head
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, input: Any) -> Any:
+            return 2 * super().forward(input)
+
+    odd = base_model(*PACKED["llama"])
+    odd.lm_head.__class__ = Doubled
+    assert find_head(odd) is None
+    scaled = base_model(*PACKED["llama"])
+    scaled.config.logits_scaling = 3.0  # The config says so, the model does not.
+    assert find_head(scaled) is None
+    assert find_head(base_model(*PACKED["llama"])) is not None
+
+
+def test_the_loss_is_measured_without_forming_gradients() -> None:
+    import torch
+
+    from edgetune.training.fused_loss import find_head
+
+    model = base_model(*PACKED["llama"])
+    head = find_head(model)
+    assert head is not None
+    hidden, labels = torch.randn(9, 32), torch.arange(9)
+    with torch.no_grad():
+        measured = head.summed_loss(hidden, labels)
+    assert not measured.requires_grad
+    wanted = torch.nn.functional.cross_entropy(model.lm_head(hidden), labels, reduction="sum")
+    torch.testing.assert_close(measured, wanted)
