@@ -102,6 +102,7 @@ def path(model: str) -> None:
 
 def _rows(description: library.Description) -> list[tuple[str, str]]:
     sizes = description.sizes
+    layers = _number(sizes.layers)
     heads = f"{sizes.heads}" if sizes.heads else ""
     if sizes.heads and sizes.kv_heads and sizes.kv_heads != sizes.heads:
         heads += f" ({sizes.kv_heads} for keys and values)"
@@ -115,17 +116,26 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("alpha", f"{description.alpha:g}" if description.alpha is not None else ""),
         ("targets", ", ".join(description.targets)),
         ("parameters", f"{description.parameters:,}"),
-        ("layers", _number(sizes.layers)),
+        ("layers", f"{sizes.layers} + {sizes.decoder_layers} in the decoder" if sizes.decoder_layers else layers),
         ("hidden size", _number(sizes.hidden_size)),
+        ("feed-forward", _number(sizes.feed_forward_size)),
         ("heads", heads),
+        ("head size", _number(sizes.head_size)),
         ("context", _number(sizes.context)),
         ("vocabulary", _number(sizes.vocabulary)),
         ("types", _types(description)),
         ("size", amount(description.bytes, "bytes")),
+        ("in memory", _memory(description)),
+        ("licence", description.licence),
         ("chat template", "yes" if description.has_template else "no"),
         ("base", description.base_name if description.kind in ("run", "adapter") else ""),
         ("fingerprint", _fingerprint(description.fingerprint)),
     ]
+
+
+def _memory(description: library.Description) -> str:
+    """What it takes with contexts of several lengths."""
+    return ", ".join(f"{amount(size, 'bytes')} with {length:,} tokens" for length, size in description.memory.items())
 
 
 def _types(description: library.Description) -> str:

@@ -5,7 +5,7 @@ It records where files are and reads what their headers say; it loads no weights
 
 from __future__ import annotations
 
-from edgetune.library.describe import Description, Sizes, checkpoint_architecture, describe, disk_bytes, read_config
+from edgetune.library.describe import Description, checkpoint_architecture, describe, disk_bytes, read_config
 from edgetune.library.index import (
     EMBEDDED_NAME,
     Entry,
@@ -19,6 +19,7 @@ from edgetune.library.index import (
 )
 from edgetune.library.lookup import Resolved, adapters_for, find_base_for, find_model, resolve_model
 from edgetune.library.pairing import check_pair, check_pair_headers
+from edgetune.library.sizes import Sizes
 
 __all__ = [
     "EMBEDDED_NAME",

@@ -16,37 +16,12 @@ from edgetune.errors import CorruptFileError, UsageError
 from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template, read_safetensors_header, safetensors_files
 from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
 from edgetune.library.index import Kind, classify, entry_name
+from edgetune.library.sizes import Sizes, sizes_from_config, sizes_from_gguf
 
-_CONFIG_NAMES = {
-    "layers": ("num_hidden_layers", "n_layer"),
-    "hidden_size": ("hidden_size", "n_embd"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
-    "context": ("max_position_embeddings", "n_positions"),
-    "vocabulary": ("vocab_size",),
-}
-_GGUF_NAMES = {
-    "layers": "block_count",
-    "hidden_size": "embedding_length",
-    "heads": "attention.head_count",
-    "kv_heads": "attention.head_count_kv",
-    "context": "context_length",
-    "vocabulary": "vocab_size",
-}
+_WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Endings of architectures that write text, and keep keys and values of what is written."""
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """A model's dimensions; None where the file does not say."""
-
-    layers: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    context: int | None = None
-    """Tokens."""
-    vocabulary: int | None = None
-    """Tokens."""
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -66,6 +41,10 @@ class Description:
     sizes: Sizes = field(default_factory=Sizes)
     file_type: str = ""
     has_template: bool = False
+    licence: str = ""
+    """As the model's card or the file's header names it."""
+    memory: Mapping[int, int] = field(default_factory=dict)
+    """Context in tokens → bytes that weights and cache take together."""
     base_name: str = ""
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     rank: int | None = None
@@ -125,9 +104,8 @@ def checkpoint_architecture(model_dir: Path) -> str:
 
 def _describe_gguf(header: GgufHeader) -> Description:
     gguf = gguf_from_header(header)
-    numbers = {name: header.number(key) for name, key in _GGUF_NAMES.items()}
-    if tokens := header.array_length("tokenizer.ggml.tokens"):
-        numbers["vocabulary"] = tokens
+    sizes = sizes_from_gguf(header)
+    weights = sum(tensor.nbytes for tensor in header.tensors)
     types: Counter[str] = Counter()
     for tensor in header.tensors:
         types[tensor.type] += prod(tensor.shape)
@@ -139,9 +117,13 @@ def _describe_gguf(header: GgufHeader) -> Description:
         parameters=sum(types.values()),
         bytes=header.file_bytes,
         types=dict(types.most_common()),
-        sizes=Sizes(**numbers),
+        sizes=sizes,
         file_type=gguf.file_type,
         has_template="tokenizer.chat_template" in header.metadata,
+        licence=str(header.metadata.get("general.license", "")),
+        memory=sizes.memory(weights, keeps_cache=not gguf.architecture.endswith(("bert", "encoder")))
+        if gguf.kind == "model"
+        else {},
         base_name=gguf.base_name,
         fingerprint=gguf.fingerprint,
         **(_gguf_adapter(header) if gguf.kind == "adapter" else {}),
@@ -176,18 +158,23 @@ def _trained(record: object) -> str:
 
 def _describe_checkpoint(model_dir: Path) -> Description:
     config = read_config(model_dir)
-    text_config = config.get("text_config")
+    sizes = sizes_from_config(config)
+    architecture = checkpoint_architecture(model_dir)
     types, size = _safetensors_types(safetensors_files(model_dir))
     return Description(
         name=entry_name(model_dir.resolve(), "checkpoint"),
         path=model_dir,
         kind="checkpoint",
-        architecture=checkpoint_architecture(model_dir),
+        architecture=architecture,
         parameters=sum(types.values()),
         bytes=size,
         types=types,
-        sizes=_config_sizes(text_config if isinstance(text_config, dict) else config),
+        sizes=sizes,
         has_template=read_chat_template(model_dir) is not None,
+        licence=_card_licence(model_dir),
+        memory=sizes.memory(
+            size, keeps_cache=architecture.endswith(_WRITING) or bool(config.get("is_encoder_decoder"))
+        ),
         fingerprint=fingerprint_checkpoint(model_dir),
     )
 
@@ -225,12 +212,17 @@ def _peft_adapter(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _config_sizes(config: Mapping[str, Any]) -> Sizes:
-    def first(keys: tuple[str, ...]) -> int | None:
-        values = (config.get(key) for key in keys)
-        return next((value for value in values if isinstance(value, int)), None)
+def _card_licence(model_dir: Path) -> str:
+    """What the front matter of the model's card says; empty when there is none."""
+    import yaml  # type: ignore[import-untyped]
 
-    return Sizes(**{name: first(keys) for name, keys in _CONFIG_NAMES.items()})
+    try:
+        found = _FRONT_MATTER.match((model_dir / "README.md").read_text(encoding="utf-8"))
+        card = yaml.safe_load(found[1]) if found else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return ""
+    value = (card.get("license_name") or card.get("license")) if isinstance(card, dict) else None
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def _safetensors_types(files: list[Path]) -> tuple[dict[str, int], int]:
