@@ -160,7 +160,7 @@ class Family:
     @property
     def is_headless(self) -> bool:
         """Whether the model ends in its hidden states, as those do that make embeddings."""
-        return self.architecture.endswith("Model")
+        return self.architecture.endswith("Model") and not self.architecture.endswith("LMHeadModel")
 
     @property
     def carries_tokenizer(self) -> bool:
