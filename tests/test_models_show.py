@@ -13,7 +13,6 @@ from edgetune.cli.models import command
 from edgetune.library.sizes import Sizes, sizes_from_config
 from tests.ggufs import base_gguf, checkpoint
 
-
 _BOTH = {"is_encoder_decoder": True, "d_model": 64}
 
 
