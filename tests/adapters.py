@@ -82,9 +82,11 @@ def gguf_logits(path: Path, lora_path: Path | None = None, ids: Sequence[int] = 
 
 def _load(base_dir: Path) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    return AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
+    is_seq2seq = AutoConfig.from_pretrained(base_dir).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    return kind.from_pretrained(base_dir, dtype=torch.float32, attn_implementation="eager")
 
 
 def _fill(name: str, parameter: Any, strength: float, generator: Any) -> None:

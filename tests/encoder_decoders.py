@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -120,15 +121,17 @@ def randomize_t5(model: Any, *, seed: int = 0) -> None:
 
     generator = torch.Generator().manual_seed(seed)
     config = model.config
+    width = config.d_model**0.5
+    # A tied head that is any larger only ever repeats its input.
+    scaled = getattr(config, "scale_decoder_outputs", config.model_type == "umt5")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name == "lm_head.weight":
-                scale = 3 * config.d_model**-0.5
-                # UMT5 scales the decoder's output, and means it for a head of the embedding's size.
-                parameter.copy_(noise * (scale * config.d_model**0.5 if config.model_type == "umt5" else scale))
+                parameter.copy_(noise * 3 / width)
             elif "shared" in name or "embed_tokens" in name:
-                parameter.copy_(noise * 2.0)
+                own_head = model.lm_head.weight is not model.shared.weight
+                parameter.copy_(noise * (2.0 if own_head else 5 / width if scaled else 5 / width**2))
             elif "relative_attention_bias" in name:
                 parameter.copy_(noise)
             elif parameter.ndim == 2:
@@ -149,7 +152,9 @@ def torch_seq2seq_logits(
     if adapter_dir is not None:
         import peft
 
-        model = peft.PeftModel.from_pretrained(model, adapter_dir)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = peft.PeftModel.from_pretrained(model, adapter_dir)
     with torch.no_grad():
         logits = model(
             input_ids=torch.tensor([list(source)]), decoder_input_ids=torch.tensor([list(target)]), use_cache=False
