@@ -1,0 +1,130 @@
+"""PEFT adapters on a model in torch: read once, switched and scaled without reading them again.
+
+LoRA's changes add up and can be scaled; of other kinds one may be on, as it was trained. A kind that PEFT does not know
+is added to `READERS` by the module that has it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.torch.loading import translated
+from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
+
+AdapterSet = tuple[tuple[Path, float], ...]
+"""Adapters that are on: directory and scale of each."""
+READERS: dict[str, Callable[[Any, Path, str], Any]] = {}
+"""`peft_type` → (model, directory, name) → the model with that adapter; for kinds that PEFT does not have."""
+
+
+class PeftAdapters:
+    """The adapters of one model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        """The model with the adapters read so far."""
+        self._names: dict[Path, str] = {}
+        self._configs: dict[Path, dict[str, Any]] = {}
+        self._scalings: dict[tuple[str, str], float] = {}
+        self._applied: AdapterSet = ()
+
+    @property
+    def known(self) -> tuple[Path, ...]:
+        """The directories read so far."""
+        return tuple(self._names)
+
+    def load(self, adapters: Sequence[LoraSpec]) -> AdapterSet:
+        """Read what is not read yet; returns the active ones with their scales.
+
+        Raises `UsageError`, `MismatchError`, `UnsupportedError`, `CorruptFileError`.
+        """
+        active = tuple((one.path.resolve(), one.scale) for one in adapters if one.scale)
+        for path, _ in active:
+            if path not in self._names:
+                self._read(path)
+        self._check_together(active)
+        return active
+
+    def apply(self, active: AdapterSet) -> None:
+        """Let the next evaluation run under these adapters."""
+        if active == self._applied or not self._names:
+            return
+        base = self.model.base_model
+        if not active:
+            base.disable_adapter_layers()
+        else:
+            base.enable_adapter_layers()
+            names = [self._names[path] for path, _ in active]
+            base.set_adapter(names if len(names) > 1 else names[0])
+            for (path, scale), name in zip(active, names, strict=True):
+                if self._is_lora(path):
+                    self._scale(name, scale)
+        self._applied = active
+
+    def _read(self, path: Path) -> None:
+        config = _read_config(path)
+        kind, name = str(config.get("peft_type")), f"adapter{len(self._names)}"
+        with warnings.catch_warnings(record=True) as said, translated(f"The adapter {path} does not fit the model"):
+            warnings.simplefilter("always")
+            self.model = READERS.get(kind, _read_with_peft)(self.model, path, name)
+        lost = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), "")
+        if lost:
+            raise MismatchError(f"{path} lacks weights for modules of this model.", hint="Is it of another base?")
+        self._names[path], self._configs[path] = name, config
+        self.model.eval()
+        for module_name, module in self.model.named_modules():
+            if name in getattr(module, "scaling", {}):
+                self._scalings[module_name, name] = module.scaling[name]
+        # PEFT switches a new one on by itself.
+        self._applied = ((path, 1.0),)
+
+    def _scale(self, name: str, scale: float) -> None:
+        for module_name, module in self.model.named_modules():
+            if (module_name, name) in self._scalings:
+                module.scaling[name] = self._scalings[module_name, name] * scale
+
+    def _is_lora(self, path: Path) -> bool:
+        return self._configs[path].get("peft_type") == "LORA"
+
+    def _check_together(self, active: AdapterSet) -> None:
+        for path, scale in active:
+            whole = self._configs[path].get("modules_to_save")
+            if scale != 1 and (whole or not self._is_lora(path)):
+                what = "holds whole modules" if whole else f"is of kind {self._configs[path].get('peft_type')}"
+                raise UnsupportedError(f"{path} {what}, which cannot be scaled by {scale:g}.", hint="Use 1, or 0.")
+            if len(active) > 1 and (whole or not self._is_lora(path)):
+                raise UnsupportedError(f"{path} cannot be on together with another adapter.", hint="Give one of them.")
+
+
+def _read_with_peft(model: Any, path: Path, name: str) -> Any:
+    import peft
+
+    device = str(next(model.parameters()).device)
+    if isinstance(model, peft.PeftModel):
+        model.load_adapter(str(path), adapter_name=name, torch_device=device)
+        return model
+    return peft.PeftModel.from_pretrained(model, str(path), adapter_name=name, torch_device=device)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        raise UsageError(
+            f"{path} is a file; a model in torch takes the adapter's directory.", hint="Give the run it was made from."
+        )
+    config_path = path / "adapter_config.json"
+    if not config_path.is_file():
+        raise UsageError(f"{path} is no adapter: it has no adapter_config.json.", hint="Give a run's directory.")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise UnsupportedError(f"{path} has no adapter_model.safetensors; other files may hold code.")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{config_path} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{config_path} holds no object.")
+    return config
