@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("edgetune.cli.verify", "Prove that a GGUF equals the model it came from."),
     "chat": ("edgetune.cli.chat", "Chat with a model and its adapters."),
     "generate": ("edgetune.cli.generate", "Complete one prompt."),
+    "embed": ("edgetune.cli.embed", "Turn texts into vectors."),
+    "classify": ("edgetune.cli.classify", "Give texts labels or numbers."),
     "explain": ("edgetune.cli.explain", "Follow a prompt through a model, step by step."),
     "tokenize": ("edgetune.cli.tokenize", "Show a text's token ids and pieces."),
     "bench": ("edgetune.cli.bench", "Measure how fast a model is here."),

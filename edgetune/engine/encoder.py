@@ -69,8 +69,8 @@ class Backend(Protocol):
     pads: bool
     """Whether the texts of a batch are filled up to the longest one."""
 
-    def pool(self, batch: Sequence[Encoded], pooling: Pooling) -> Array:
-        """Pooled last hidden states, (n, hidden)."""
+    def pool(self, batch: Sequence[Encoded], pooling: Pooling | None) -> Array:
+        """Pooled last hidden states, (n, hidden); None is the model's own pooling."""
 
     def score(self, batch: Sequence[Encoded]) -> Array:
         """What the head makes of the texts, (n, outputs), before any softmax."""
@@ -126,7 +126,7 @@ class Encoder:
         if pooling not in ("auto", *POOLINGS):
             raise UsageError(f"There is no pooling {pooling!r}.", hint=f"One of auto, {', '.join(POOLINGS)}.")
         profile = self.profile
-        chosen: Pooling = profile.pooling if pooling == "auto" else pooling
+        chosen: Pooling | None = None if pooling == "auto" else pooling
         prompt = self._prompt(prompt_name)
         prompted = [_with_prompt(prompt, text) for text in texts] if prompt else texts
         head = profile.head if profile.head and profile.head.task == "embedding" else None
@@ -246,8 +246,8 @@ def notice_of_decoder(profile: Profile, sink: Sink) -> None:
     if not profile.is_encoder and profile.head is None:
         sink(
             Notice(
-                f"{profile.path.name} is a model that writes text; its vectors ({profile.pooling} of its last hidden "
-                "states) tell texts apart worse than those of a sentence-embedding model.",
+                f"{profile.path.name} is a model that writes text; its last hidden states ({profile.pooling!r} of them) "
+                "tell texts apart worse than a sentence-embedding model's do.",
                 level="warning",
             )
         )

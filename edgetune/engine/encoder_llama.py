@@ -31,7 +31,7 @@ from edgetune.gguf_tensors import GgufTensors
 from edgetune.hardware import physical_cores
 from edgetune.head import LLAMA_POOLINGS, Array, Head, Pooling, pool, read_head
 
-MAX_TOKENS_KEY = "edgetune.max_tokens"
+MAX_TOKENS_KEY = "edgetune.tokenizer.max_length"
 """GGUF metadata: the longest text that the model was made for, where that is less than its context."""
 PROMPT_PREFIX = "edgetune.prompts."
 """GGUF metadata: what is put before a text, by the name of its purpose."""
@@ -70,12 +70,9 @@ class LlamaBackend:
         self._adapter_key = self._adapters.load(adapters)
         self._tables = None
 
-    def pool(self, batch: Sequence[Encoded], pooling: Pooling) -> Array:
-        """Pooled last hidden states, (n, hidden)."""
-        # A decoder's head over the vocabulary is computed for every token that is asked for: no more than needed.
-        only_last = self._is_decoder and pooling == "last"
-        states = self._states(batch, only_last=only_last)
-        return states if only_last else pool(states, [len(one) for one in batch], pooling)
+    def pool(self, batch: Sequence[Encoded], pooling: Pooling | None) -> Array:
+        """Pooled last hidden states, (n, hidden); None is the model's own pooling."""
+        return pool(self._states(batch), [len(one) for one in batch], pooling or self.profile.pooling)
 
     def score(self, batch: Sequence[Encoded]) -> Array:
         """What the head makes of the texts, (n, outputs)."""
@@ -91,8 +88,8 @@ class LlamaBackend:
             lib.llama_model_free(self._model)
         self._context = self._model = None
 
-    def _states(self, batch: Sequence[Encoded], *, only_last: bool) -> Array:
-        """Hidden states of the batch's tokens, or of each text's last one, one after the other."""
+    def _states(self, batch: Sequence[Encoded]) -> Array:
+        """Hidden states of the batch's tokens, one text after the other."""
         if self._model is None:
             raise UsageError(f"{self.profile.path} was closed.", hint="Open it again.")
         total = sum(map(len, batch))
@@ -100,7 +97,7 @@ class LlamaBackend:
         self._adapters.apply(self._context, self._adapter_key)
         self._batch.clear()
         for number, one in enumerate(batch):
-            self._batch.add(number, 0, one.ids, every_output=not only_last)
+            self._batch.add(number, 0, one.ids, every_output=True)
         native.forget_errors()
         if any(one.types for one in batch) and (tables := self._type_tables()):
             with_types = tables.vectors(batch)
@@ -112,8 +109,7 @@ class LlamaBackend:
             code = lib.llama_encode(self._context, self._batch.raw)
         if code:
             raise native.failure("llama.cpp could not evaluate the texts")
-        rows = len(batch) if only_last else total
-        found = np.ctypeslib.as_array(lib.llama_get_embeddings(self._context), (rows, self._width))
+        found = np.ctypeslib.as_array(lib.llama_get_embeddings(self._context), (total, self._width))
         return np.array(found, np.float32)
 
     def _as_vectors(self, vectors: Array) -> Any:

@@ -1,0 +1,157 @@
+"""The flags that say with which model, adapters and engine texts become vectors or labels, and how that is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgetune.cli.model_options import choose_model, layer_count
+from edgetune.cli.progress import say, show_progress
+from edgetune.errors import UnsupportedError, UsageError
+from edgetune.events import Event, Notice, Progress, Sink
+
+if TYPE_CHECKING:
+    from edgetune.engine.encoder import Encoder
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+CHUNK = 2048
+"""Texts handed to the engine at once; their results are written before the next ones are computed."""
+
+
+def encoder_options(function: _Function) -> _Function:
+    """Add --lora, --engine and their kin; `open_model` consumes them."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--lora", multiple=True, metavar="FILE[:SCALE]",
+                help="Apply an adapter, and the head it brings: a GGUF file, a run directory or a name; repeatable.",
+            ),
+            click.option("--force", is_flag=True, help="Try an adapter although it was trained on another base."),
+            click.option(
+                "--engine", type=click.Choice(["auto", "llama", "torch"]), default="auto", show_default=True,
+                help="llama.cpp, or torch for a Hugging Face directory or a run; auto is llama.cpp where it can.",
+            ),
+            click.option(
+                "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+                help="What torch computes in; auto is bfloat16 where the processor does.",
+            ),
+            click.option(
+                "--long", type=click.Choice(["truncate", "window", "error"]), default="truncate", show_default=True,
+                help="Texts over the model's limit: cut them, average over windows of them, or refuse.",
+            ),
+            click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read or are empty."),
+            click.option(
+                "-ngl", "--gpu-layers", callback=layer_count, default="auto", metavar="N|auto", show_default=True,
+                help="Layers to keep on the GPU; auto is all where there is one.",
+            ),
+            click.option(
+                "-t", "--threads", type=click.IntRange(min=0), default=0, show_default=True,
+                help="CPU threads; 0 is the number of physical cores.",
+            ),
+            click.option(
+                "-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+                help="Flash attention.",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+        )
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def open_model(model: str, options: dict[str, Any], *, sink: Sink) -> Encoder:
+    """Open MODEL with what `encoder_options` added; those leave `options`, but for `long` and `skip_bad`."""
+    lora, force = options.pop("lora"), options.pop("force")
+    engine, dtype, verbose = options.pop("engine"), options.pop("dtype"), options.pop("verbose")
+    llama_options = {name: options.pop(name) for name in ("gpu_layers", "threads", "flash_attn")}
+    if engine == "torch":
+        return _open_torch(model, lora, dtype=dtype, threads=llama_options["threads"])
+    try:
+        choice = choose_model(model, lora, sink=sink)
+    except UnsupportedError as error:
+        if engine == "llama" or not _is_directory(model):
+            raise
+        sink(Notice(f"{error.message} It runs in torch instead."))
+        return _open_torch(model, lora, dtype=dtype, threads=llama_options["threads"])
+    from edgetune.cli.last_words import speak_before_aborting
+    from edgetune.engine.encoder_llama import open_llama_encoder
+    from edgetune.gguf_header import read_gguf_header
+    from edgetune.library import check_pair_headers
+
+    speak_before_aborting()
+    for adapter in choice.lora:
+        check_pair_headers(read_gguf_header(choice.base), read_gguf_header(adapter.path), force=force)
+    return open_llama_encoder(choice.base, lora=choice.lora, verbose=verbose, **llama_options)
+
+
+@contextmanager
+def shown_progress(total: int) -> Iterator[Callable[[int], Sink]]:
+    """Yield what makes a sink for the chunk that starts at a text's number, out of `total`."""
+    with show_progress() as sink:
+
+        def of_chunk(start: int) -> Sink:
+            def hear(event: Event) -> None:
+                if isinstance(event, Progress):
+                    event = Progress(event.stage, start + event.done, total, event.unit, event.label)
+                sink(event)
+
+            return hear
+
+        yield of_chunk
+
+
+def say_what_was_cut(encoder: Encoder) -> None:
+    """Say how many texts were longer than the model takes, and what became of them."""
+    limit = encoder.profile.max_tokens
+    if encoder.cut_texts:
+        what = "1 text was" if encoder.cut_texts == 1 else f"{encoder.cut_texts} texts were"
+        say(f"{what} longer than the {limit} tokens that the model takes, and cut.", warning=True)
+    if encoder.windowed_texts:
+        what = "1 text was" if encoder.windowed_texts == 1 else f"{encoder.windowed_texts} texts were"
+        say(f"{what} longer than {limit} tokens, and averaged over windows.")
+
+
+def _is_directory(model: str) -> bool:
+    from edgetune.library import find_model
+
+    return find_model(model).is_dir()
+
+
+def _open_torch(model: str, lora: Sequence[str], *, dtype: str, threads: int) -> Encoder:
+    from edgetune.library import classify, find_model
+
+    path = find_model(model)
+    adapter: Path | None = None
+    if classify(path) == "run":
+        path, adapter = _base_of(path), path
+    if not path.is_dir():
+        raise UsageError(f"{path} is a GGUF file; torch runs Hugging Face directories.", hint="Leave out --engine.")
+    if len(lora) + (adapter is not None) > 1:
+        raise UsageError("In torch a model runs with one adapter.", hint="Leave out --engine torch, or all but one.")
+    if lora:
+        adapter = find_model(lora[0])
+        if classify(adapter) != "run":
+            raise UsageError(f"{lora[0]} is no PEFT directory.", hint="With --engine torch give a run's directory.")
+    try:
+        import torch
+
+        from edgetune.engine.torch.encoder import open_torch_encoder
+
+        if threads:
+            torch.set_num_threads(threads)
+        return open_torch_encoder(path, adapter_dir=adapter, dtype=dtype)  # type: ignore[arg-type]
+    except ImportError as error:
+        raise UsageError(
+            f"torch is needed for this and is not installed ({error.name}).", hint='pip install "edgetune[train]"'
+        ) from error
+
+
+def _base_of(run_dir: Path) -> Path:
+    from edgetune.export import find_base_dir
+
+    return find_base_dir(run_dir)

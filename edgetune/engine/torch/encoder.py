@@ -1,0 +1,304 @@
+"""Encoders through torch: a Hugging Face directory, with a PEFT adapter or without, in padded batches.
+
+For models that llama.cpp has no graph for, for speed where the CPU computes in bfloat16, and as the reference that
+GGUF files are proved against. The head is transformers' own, or what the sentence-transformers files describe.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.engine.encoder import Encoder, Profile
+from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
+from edgetune.engine.torch.sentence_modules import SentenceModules, read_modules
+from edgetune.errors import CorruptFileError, UnsupportedError
+from edgetune.fingerprint import read_safetensors_header
+from edgetune.head import POOLINGS, Array, Head, HeadLayer, Pooling
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+_BATCH_TOKENS = 4096
+_HEADS = ("classifier.out_proj", "classifier", "score", "classification_head.out_proj")
+"""Modules that end in a classifier's outputs, the longer name first."""
+_PEFT_CLASSIFIER = "SEQ_CLS"
+
+
+class TorchBackend:
+    """A transformers model; see `encoder.Backend`."""
+
+    pads = True
+    batch_tokens = _BATCH_TOKENS
+
+    def __init__(self, model: Any, profile: Profile, *, modes: Sequence[str], pad_id: int) -> None:
+        """Take over `model`, a classifier where `profile` scores texts."""
+        self._model, self._modes, self._pad_id = model, tuple(modes), pad_id
+        scores = profile.head is not None and profile.head.scores_texts
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._encoder = inner.base_model if scores else inner
+        self._takes_types = getattr(inner.config, "type_vocab_size", 0) > 1
+        self._device = next(model.parameters()).device
+        self.profile = profile
+        """What the model is for."""
+
+    def pool(self, batch: Sequence[Encoded], pooling: Pooling | None = None) -> Array:
+        """Pooled last hidden states, (n, hidden); with several poolings end to end where the model asks for it."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = self._inputs(batch)
+            states = self._encoder(**inputs).last_hidden_state
+            lengths = torch.tensor([len(one) for one in batch], device=self._device)
+            parts = [_pool(states, lengths, mode) for mode in ((pooling,) if pooling else self._modes)]
+            return np.asarray(torch.cat(parts, dim=-1).float().cpu().numpy(), np.float32)
+
+    def score(self, batch: Sequence[Encoded]) -> Array:
+        """The classifier's logits, (n, outputs)."""
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self._model(**self._inputs(batch)).logits.float().cpu().numpy(), np.float32)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = self._encoder = None
+
+    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        import torch
+
+        width = max(map(len, batch))
+        ids, types, mask = (np.zeros((len(batch), width), np.int64) for _ in range(3))
+        ids[:] = self._pad_id
+        for row, one in enumerate(batch):
+            ids[row, : len(one)], mask[row, : len(one)] = one.ids, 1
+            if one.types:
+                types[row, : len(one)] = one.types
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._takes_types:
+            inputs["token_type_ids"] = types
+        return {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
+
+
+def open_torch_encoder(model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto") -> Encoder:
+    """Open the Hugging Face or sentence-transformers directory `model_dir`, with PEFT's adapter in `adapter_dir`.
+
+    `dtype` auto is bfloat16 where this machine computes in it, else float32. Raises `UnsupportedError` when
+    transformers cannot load it, `ImportError` without torch, transformers or PEFT.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    modules = read_modules(model_dir) or SentenceModules(model_dir)
+    config = _config(modules.transformer_dir)
+    labels, task = _task(modules.transformer_dir, config, adapter_dir)
+    model = _load(modules.transformer_dir, adapter_dir, labels=labels, task=task, dtype=dtype)
+    tokenizer = _tokenizer(modules)
+    profile = _profile(model_dir, config, modules, tokenizer, labels=labels, task=task)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    modes = modules.modes if profile.is_encoder or (model_dir / "modules.json").is_file() else ("last",)
+    backend = TorchBackend(model, profile, modes=modes, pad_id=pad_id)
+    return Encoder(backend, JsonEncoderTokenizer(_tokenizer_json(tokenizer, lower_case=modules.lower_case)))
+
+
+def _pool(states: Any, lengths: Any, mode: str) -> Any:
+    """(n, width, hidden) → (n, hidden); rows are filled up on the right."""
+    import torch
+
+    if mode == "cls":
+        return states[:, 0]
+    if mode == "last":
+        return states[torch.arange(len(states), device=states.device), lengths - 1]
+    states = states.float()
+    inside = torch.arange(states.shape[1], device=states.device)[None, :] < lengths[:, None]
+    if mode == "max":
+        return states.masked_fill(~inside[:, :, None], -torch.inf).amax(dim=1)
+    weights = inside.float()
+    if mode == "weightedmean":
+        weights = weights * torch.arange(1, states.shape[1] + 1, device=states.device)
+    total = (states * weights[:, :, None]).sum(dim=1)
+    counted = weights.sum(dim=1, keepdim=True)
+    return total / (counted.sqrt() if mode == "mean_sqrt_len" else counted)
+
+
+def _config(model_dir: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unloadable(model_dir, None, error) from error
+
+
+def _task(model_dir: Path, config: Any, adapter_dir: Path | None) -> tuple[list[str], str]:
+    """Labels and what the outputs mean; the adapter's word counts before the base's."""
+    named = [str(label) for _, label in sorted((getattr(config, "id2label", None) or {}).items())]
+    kind = {"regression": "regression", "multi_label_classification": "multilabel"}.get(
+        str(getattr(config, "problem_type", None)), "classification"
+    )
+    is_classifier = any("ForSequenceClassification" in name for name in getattr(config, "architectures", None) or [])
+    if adapter_dir is not None and _adapter_config(adapter_dir).get("task_type") == _PEFT_CLASSIFIER:
+        outputs = _adapter_outputs(adapter_dir) or len(named)
+        recorded, kind = _recorded_task(adapter_dir, kind)
+        named = recorded or (named if len(named) == outputs else [f"LABEL_{number}" for number in range(outputs)])
+        is_classifier = True
+    if not is_classifier:
+        return [], "embedding"
+    if kind == "classification" and len(named) == 1:
+        kind = "regression"
+    return named, kind
+
+
+def _recorded_task(adapter_dir: Path, kind: str) -> tuple[list[str], str]:
+    """Labels and kind of task from the run's record, if there is one."""
+    if not (adapter_dir / RUN_RECORD).is_file():
+        return [], kind
+    run = Run.load(adapter_dir)
+    labels = [str(label) for label in run.data.get("labels") or []]
+    if run.task == "regression":
+        return labels, "regression"
+    return labels, "multilabel" if run.data.get("multi_label") else "classification"
+
+
+def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    path = adapter_dir / "adapter_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}.", hint="Train or download it again.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _adapter_outputs(adapter_dir: Path) -> int:
+    """Outputs of the head in the adapter; 0 when it brings none."""
+    path = adapter_dir / "adapter_model.safetensors"
+    tensors = read_safetensors_header(path)[0] if path.is_file() else {}
+    for head in _HEADS:
+        for name, entry in tensors.items():
+            if name.endswith((f".{head}.weight", f".{head}.modules_to_save.weight")):
+                return int(entry["shape"][0])
+    return 0
+
+
+def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], task: str, dtype: Dtype) -> Any:
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {
+        "dtype": _dtype(dtype, device),
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if labels:
+                options["id2label"] = dict(enumerate(labels))
+                options["label2id"] = {label: number for number, label in enumerate(labels)}
+                options["ignore_mismatched_sizes"] = adapter_dir is not None
+                model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, **options)
+            else:
+                model = transformers.AutoModel.from_pretrained(model_dir, **options)
+            if adapter_dir is not None:
+                import peft
+
+                model = peft.PeftModel.from_pretrained(model, adapter_dir, torch_device=device)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise _unloadable(model_dir, adapter_dir, error) from error
+    return model.eval().to(device)
+
+
+def _dtype(asked: Dtype, device: str) -> Any:
+    import torch
+
+    if asked != "auto":
+        return getattr(torch, asked)
+    fast = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_computes_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_computes_bf16() -> bool:
+    import torch
+
+    features = torch.backends.cpu.get_cpu_capability()
+    has_it = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return features.startswith("AVX512") and bool(has_it())
+
+
+def _tokenizer(modules: SentenceModules) -> Any:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            modules.transformer_dir, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
+        raise _unloadable(modules.transformer_dir, None, error) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UnsupportedError(f"{modules.transformer_dir} has a tokenizer without a fast form.")
+    return tokenizer
+
+
+def _tokenizer_json(tokenizer: Any, *, lower_case: bool) -> str:
+    source = str(tokenizer.backend_tokenizer.to_str())
+    if not lower_case:
+        return source
+    values = json.loads(source)
+    first = [{"type": "Lowercase"}, *([values["normalizer"]] if values["normalizer"] else [])]
+    values["normalizer"] = {"type": "Sequence", "normalizers": first}
+    return json.dumps(values)
+
+
+def _profile(
+    model_dir: Path, config: Any, modules: SentenceModules, tokenizer: Any, *, labels: list[str], task: str
+) -> Profile:
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or 512
+    # RoBERTa and its kin count positions from behind the padding token's id.
+    if text.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
+        positions -= (text.pad_token_id or 0) + 1
+    limits = [positions, modules.max_tokens or positions]
+    if modules.max_tokens is None and 0 < tokenizer.model_max_length < 1 << 20:
+        limits.append(tokenizer.model_max_length)
+    is_decoder = not _sees_both_ways(text)
+    pooling: Pooling = next((mode for mode in POOLINGS if mode == modules.modes[0]), "mean")
+    is_sentence_model = (model_dir / "modules.json").is_file()
+    # The layers of a classifier are the model's own; the one that stands here says only that it has some.
+    layers = (
+        modules.layers if not labels else (HeadLayer("dense", np.zeros((len(labels), text.hidden_size), np.float32)),)
+    )
+    head = Head(task, tuple(labels), pooling, layers, modules.normalize) if labels or is_sentence_model else None
+    return Profile(
+        path=model_dir,
+        hidden_size=text.hidden_size,
+        max_tokens=min(limits),
+        head=head,
+        pooling="last" if is_decoder and not is_sentence_model else pooling,
+        normalize=modules.normalize,
+        is_encoder=not is_decoder,
+        prompts=modules.prompts,
+        default_prompt=modules.default_prompt,
+    )
+
+
+def _sees_both_ways(config: Any) -> bool:
+    import transformers
+
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    is_decoder = bool(getattr(config, "is_decoder", False))
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    return masked or (type(config) not in causal and not is_decoder)
+
+
+def _unloadable(model_dir: Path, adapter_dir: Path | None, error: Exception) -> UnsupportedError:
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    what = f"{model_dir} with {adapter_dir}" if adapter_dir else str(model_dir)
+    return UnsupportedError(f"transformers cannot load {what}: {reason}.")
