@@ -90,6 +90,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
         device=torch.device("cpu"),
         sink=lambda event: None,
         save=lambda position: None,
+        keep_best=lambda position: None,
         should_stop=lambda: False,
     )
     # Nothing is frozen here, so no base dtype decides on autocast.

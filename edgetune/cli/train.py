@@ -35,6 +35,12 @@ _METAVARS = {
     "chat_template": "FILE",
     "rank_pattern": "PATTERN=RANK",
     "alpha_pattern": "PATTERN=ALPHA",
+    "task": "TASK",
+    "method": "METHOD",
+    "metric": "NAME",
+    "src_lang": "LANG",
+    "tgt_lang": "LANG",
+    "prefix": "TEXT",
 }
 
 
@@ -59,7 +65,7 @@ def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _default_text(name: str) -> str:
     default = getattr(TrainSettings(), name)
-    if default in ("", (), {}, False, 0) or name in ("task", "method", "device", "dtype"):
+    if default in ("", (), {}, False, 0) or default in ("auto", "none", -1) or name in ("method", "device", "dtype"):
         return ""
     return f"  [default: {' '.join(default) if isinstance(default, tuple) else default}]"
 
@@ -74,7 +80,8 @@ def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: boo
     """Train a LoRA adapter for MODEL on your data and write a run: a PEFT directory with a record.
 
     The format of the data is detected: chat messages, ShareGPT, Alpaca, prompt/completion, question/answer or plain
-    text, in JSONL, JSON, CSV, Parquet or .txt files. Only what the assistant says is learned.
+    text, in JSONL, JSON, CSV, Parquet or .txt files. Only what the assistant says is learned. Other tasks read
+    text, label; text_a, text_b, label; text, score; source, target; anchor, positive, negative, and their usual names.
 
     \b
     edgetune train -m pocket -d tickets/            train/valid/test files in a directory
@@ -145,6 +152,9 @@ def _tell(run: Run) -> None:
     metrics, valid = run.metrics, ""
     if "valid_loss" in run.metrics:
         valid = f", validation loss {metrics['valid_before_loss']:.4f} → {metrics['valid_loss']:.4f}"
+    before, after = metrics.get("valid_before", {}), metrics.get("valid", {})
+    for name in list(after)[:2]:
+        valid += f", {name} {before.get(name, float('nan')):.4f} → {after[name]:.4f}"
     took = f"{metrics['step']} steps in {duration(metrics['seconds'])}"
     say(f"{took}, {metrics['tokens_per_second']:,.0f} tokens/s{valid}.")
     say(f"Next: edgetune convert {run.path}")

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format
+from edgetune.data.columns import Columns
+from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format, present_columns
 from edgetune.data.masking import Masker, Tokenized
 from edgetune.data.messages import RowError
 from edgetune.data.sources import BadRow, find_splits, iter_rows, sha256_files
@@ -46,11 +47,11 @@ class Skipped:
 class Dataset:
     """Checked rows of every split, not tokenized yet."""
 
-    examples: Mapping[str, Sequence[tuple[str, Example]]]
+    examples: Mapping[str, Sequence[tuple[str, Any]]]
     """Split → (place, example)."""
     files: Mapping[str, Sequence[Path]]
     formats: tuple[str, ...]
-    task: Task
+    task: str
     sha256: str
     """Over the bytes of all files."""
     skipped: Skipped
@@ -62,6 +63,11 @@ class TrainingSequence(Protocol):
     @property
     def ids(self) -> NDArray[np.int32]:
         """What counts for its length: batches are made of sequences of similar length."""
+        ...
+
+    @property
+    def learned(self) -> NDArray[np.bool_]:
+        """For each id, whether the model learns to produce it."""
         ...
 
     @property
@@ -116,16 +122,43 @@ def read_dataset(
     sink: Sink = ignore,
 ) -> Dataset:
     """Read and check every row of `splits`. Raises `UsageError` or `DataError`, naming file and line."""
-    files = {split: paths for split, paths in find_splits(data_paths).items() if split in set(splits)}
     skipped = Skipped(skip_bad_rows)
-    reader = _Reader(has_template, task, skipped)
+    reader = _TextReader(has_template, task, skipped)
+    return _read(reader, data_paths, splits=splits, sink=sink)
+
+
+def read_columns(
+    data_paths: Sequence[Path],
+    formats: Sequence[Columns],
+    *,
+    task: str,
+    skip_bad_rows: bool = False,
+    splits: Iterable[str] = ("train", "valid"),
+    sink: Sink = ignore,
+) -> Dataset:
+    """Like `read_dataset`, for a task whose rows are in one of `formats`."""
+    return _read(_ColumnReader(formats, task, Skipped(skip_bad_rows)), data_paths, splits=splits, sink=sink)
+
+
+def first_row(data_paths: Sequence[Path]) -> Mapping[str, Any] | None:
+    """The first readable row of the training data. Raises as `read_dataset` does for files that are none."""
+    for path in find_splits(data_paths)["train"]:
+        for row in iter_rows(path):
+            if not isinstance(row, BadRow):
+                return row.values
+    return None
+
+
+def _read(reader: _Reader, data_paths: Sequence[Path], *, splits: Iterable[str], sink: Sink) -> Dataset:
+    files = {split: paths for split, paths in find_splits(data_paths).items() if split in set(splits)}
+    skipped = reader.skipped
     examples = {
         split: [found for path in paths for found in reader.read(path)] for split, paths in files.items() if paths
     }
     for split, found in examples.items():
         if not found:
             names = ", ".join(str(path) for path in files[split])
-            raise DataError(f"{names}: there is no usable row.", hint=_problems(skipped) or _KNOWN)
+            raise DataError(f"{names}: there is no usable row.", hint=_problems(skipped) or reader.expected)
     split_of = {path: split for split, paths in files.items() for path in paths}
     for path, known in reader.formats.items():
         sink(Notice(f"{split_of[path]}: {path}, {known.name} ({known.columns})"))
@@ -155,15 +188,20 @@ def tokenize(
         sink(Notice(note))
     if refused := dataset.skipped.problems[before:]:
         sink(Notice(f"{len(refused)} rows skipped that the chat template does not take. {refused[0]}", "warning"))
+    tell_losses(splits, max_length, sink)
+    if not splits["train"].sequences:
+        raise DataError("Nothing is left to train on: every row was cut before its reply.", hint="Raise --max-length.")
+    return splits
+
+
+def tell_losses(splits: Mapping[str, Split[Any]], max_length: int, sink: Sink) -> None:
+    """Say how many sequences were cut or left out, where any were."""
     for name, split in splits.items():
         if split.truncated or split.dropped:
             dropped = f", {split.dropped} left out because nothing to learn was left" if split.dropped else ""
             count = len(split.sequences) + split.dropped
             text = f"{name}: {split.truncated} of {count} sequences cut at {max_length} tokens{dropped}."
             sink(Notice(text, "warning"))
-    if not splits["train"].sequences:
-        raise DataError("Nothing is left to train on: every row was cut before its reply.", hint="Raise --max-length.")
-    return splits
 
 
 def _tokenize_split(
@@ -191,33 +229,84 @@ def _tokenize_split(
     return Split(sequences, used, truncated, dropped)
 
 
+class _Known(Protocol):
+    """A format, as far as reading goes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> str: ...
+
+
 class _Reader:
     """Reads files row by row; each file's format is what its first readable row shows."""
 
-    def __init__(self, has_template: bool, task: Literal["auto", "chat", "completion"], skipped: Skipped) -> None:
-        self.has_template, self.wanted, self.skipped = has_template, task, skipped
-        self.task: Task | None = None
-        self.formats: dict[Path, Format] = {}
+    expected: str
+    """What rows may be, for messages."""
 
-    def read(self, path: Path) -> Iterable[tuple[str, Example]]:
-        known: Format | None = None
+    def __init__(self, skipped: Skipped) -> None:
+        self.skipped = skipped
+        self.task: str | None = None
+        self.formats: dict[Path, _Known] = {}
+
+    def read(self, path: Path) -> Iterable[tuple[str, Any]]:
+        """Every usable row of `path` with its place."""
+        known: Any = None
         for row in iter_rows(path):
             if isinstance(row, BadRow):
                 self.skipped.add(row.place, row.problem)
                 continue
-            if known is None and (known := detect_format(row.values)) is None:
-                self.skipped.add(row.place, f"{_KNOWN}, found {_columns(row.values)}")
+            if known is None and (known := self.detect(row.values)) is None:
+                self.skipped.add(row.place, f"{self.expected}, found {_columns(row.values)}")
                 continue
             if path not in self.formats:
                 self.formats[path] = known
-                self._settle_task(path, known)
-            assert self.task is not None
+                self.settle(path, known)
             try:
-                yield row.place, known.read(row.values, self.task)
+                yield row.place, self.convert(known, row.values)
             except RowError as error:
                 self.skipped.add(row.place, str(error))
 
-    def _settle_task(self, path: Path, known: Format) -> None:
+    def detect(self, values: Mapping[str, Any]) -> Any:
+        """The format of a row; None when it is in none."""
+        raise NotImplementedError
+
+    def settle(self, path: Path, known: Any) -> None:
+        """Take note that `path` is in format `known`."""
+
+    def convert(self, known: Any, values: Mapping[str, Any]) -> Any:
+        """A row's example. Raises `RowError`."""
+        raise NotImplementedError
+
+
+class _ColumnReader(_Reader):
+    def __init__(self, formats: Sequence[Columns], task: str, skipped: Skipped) -> None:
+        super().__init__(skipped)
+        self.known, self.task = formats, task
+        self.expected = "expected " + " or ".join(f"{known.name} ({known.columns})" for known in formats)
+
+    def detect(self, values: Mapping[str, Any]) -> Columns | None:
+        row = present_columns(values)
+        return next((known for known in self.known if known.matches(row)), None)
+
+    def convert(self, known: Columns, values: Mapping[str, Any]) -> Any:
+        return known.read(values)
+
+
+class _TextReader(_Reader):
+    def __init__(self, has_template: bool, task: Literal["auto", "chat", "completion"], skipped: Skipped) -> None:
+        super().__init__(skipped)
+        self.has_template, self.wanted = has_template, task
+        self.expected = _KNOWN
+
+    def detect(self, values: Mapping[str, Any]) -> Format | None:
+        return detect_format(values)
+
+    def convert(self, known: Format, values: Mapping[str, Any]) -> Example:
+        return known.read(values, cast(Task, self.task))
+
+    def settle(self, path: Path, known: Format) -> None:
         task: Task
         if self.wanted == "auto":
             task = "chat" if known.read_chat and (self.has_template or not known.read_completion) else "completion"

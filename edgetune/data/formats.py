@@ -71,7 +71,7 @@ class Format:
 
     def read(self, values: Mapping[str, Any], task: Task) -> Example:
         """The example that `values` describe. Raises `RowError`."""
-        present = _present(values)
+        present = present_columns(values)
         if not self.matches(present):
             found = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in values.items())
             raise RowError(f"{self.name} ({self.columns})", f"the columns {found or 'none'}")
@@ -82,13 +82,13 @@ class Format:
 
 def detect_format(values: Mapping[str, Any]) -> Format | None:
     """The format that a row with these columns is in; None when it is no known one."""
-    present = _present(values)
+    present = present_columns(values)
     if "chosen" in present and "rejected" in present:
         return None
     return next((known for known in FORMATS if known.matches(present)), None)
 
 
-def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+def present_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that hold something, by their names in lower case (spreadsheets say "Prompt")."""
     lower = {str(key).strip().lower(): value for key, value in values.items() if value is not None}
     return lower if len(lower) == sum(value is not None for value in values.values()) else dict(values)
@@ -98,7 +98,8 @@ def _any_of(values: Mapping[str, Any], *names: str) -> str | None:
     return next((name for name in names if name in values), None)
 
 
-def _text(values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
+def read_text(values: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
+    """The text in column `name`. Raises `RowError` when it is no text or, unless `empty` is allowed, says nothing."""
     value = values.get(name, "")
     if not isinstance(value, str):
         raise RowError(f"text in {name!r}", describe(value))
@@ -126,7 +127,7 @@ def _sharegpt(values: Mapping[str, Any]) -> Conversation:
         messages = read_messages(turns)
     else:
         messages = read_sharegpt(turns)
-    if "system" in values and (system := _text(values, "system", empty=True)):
+    if "system" in values and (system := read_text(values, "system", empty=True)):
         messages.insert(0, {"role": "system", "content": system})
     return _conversation(messages, values)
 
@@ -143,13 +144,13 @@ def _json_cell(value: Any) -> Any:
 
 def _alpaca_chat(values: Mapping[str, Any]) -> Conversation:
     output = _any_of(values, "output", "response") or ""
-    instruction, given = _text(values, "instruction"), _text(values, "input", empty=True)
+    instruction, given = read_text(values, "instruction"), read_text(values, "input", empty=True)
     messages = [{"role": "user", "content": f"{instruction}\n\n{given}" if given.strip() else instruction}]
     for turn in reversed(_history(values.get("history"))):
         messages[:0] = [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    if system := _text(values, "system", empty=True):
+    if system := read_text(values, "system", empty=True):
         messages.insert(0, {"role": "system", "content": system})
-    return _conversation([*messages, {"role": "assistant", "content": _text(values, output)}], values)
+    return _conversation([*messages, {"role": "assistant", "content": read_text(values, output)}], values)
 
 
 def _history(value: Any) -> list[tuple[str, str]]:
@@ -162,9 +163,9 @@ def _history(value: Any) -> list[tuple[str, str]]:
 
 def _alpaca_completion(values: Mapping[str, Any]) -> Pair:
     output = _any_of(values, "output", "response") or ""
-    instruction, given = _text(values, "instruction"), _text(values, "input", empty=True)
+    instruction, given = read_text(values, "instruction"), read_text(values, "input", empty=True)
     wording = ALPACA_INPUT_PROMPT if given.strip() else ALPACA_PROMPT
-    return Pair(wording.format(instruction=instruction, input=given), _text(values, output))
+    return Pair(wording.format(instruction=instruction, input=given), read_text(values, output))
 
 
 def _pair_columns(values: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -181,31 +182,31 @@ def _pair_chat(values: Mapping[str, Any]) -> Conversation:
         messages = read_messages([*values[prompt], *turns])
         asked = len(values[prompt])
         return _conversation([{**m, "weight": 1 if i >= asked else 0} for i, m in enumerate(messages)], values)
-    return _ask(_text(values, prompt), _text(values, completion), values)
+    return _ask(read_text(values, prompt), read_text(values, completion), values)
 
 
 def _ask(question: str, answer: str, values: Mapping[str, Any]) -> Conversation:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if system := _text(values, "system", empty=True):
+    if system := read_text(values, "system", empty=True):
         messages.insert(0, {"role": "system", "content": system})
     return _conversation(messages, values)
 
 
 def _pair_completion(values: Mapping[str, Any]) -> Pair:
     prompt, completion = _pair_columns(values) or ("", "")
-    return Pair(_text(values, prompt, empty=True), _text(values, completion))
+    return Pair(read_text(values, prompt, empty=True), read_text(values, completion))
 
 
 def _question_chat(values: Mapping[str, Any]) -> Conversation:
-    return _ask(_text(values, "question"), _text(values, "answer"), values)
+    return _ask(read_text(values, "question"), read_text(values, "answer"), values)
 
 
 def _question_completion(values: Mapping[str, Any]) -> Pair:
-    return Pair(f"Question: {_text(values, 'question')}\nAnswer:", f" {_text(values, 'answer')}")
+    return Pair(f"Question: {read_text(values, 'question')}\nAnswer:", f" {read_text(values, 'answer')}")
 
 
 def _document(values: Mapping[str, Any]) -> Document:
-    return Document(_text(values, "text"))
+    return Document(read_text(values, "text"))
 
 
 FORMATS = (

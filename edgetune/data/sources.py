@@ -31,7 +31,10 @@ _SPLIT_NAMES = {
     name: re.compile(rf"({words})([-_.].*)?|.*[-_.]({words})", re.IGNORECASE)
     for name, words in _SPLIT_WORDS.items()
 }
-_ROW_COLUMNS = {"messages", "conversations", "conversation", "prompt", "instruction", "question", "text"}
+_ROW_COLUMNS = {
+    *("messages", "conversations", "conversation", "prompt", "instruction", "question", "text"),
+    *("sentence", "sentence1", "text_a", "premise", "source", "translation", "anchor", "label"),
+}
 """A JSON object with one of these is a row itself, not a wrapper of rows."""
 
 _NO_DATA = ("readme", "license", "dataset_info", "dataset_infos", "dataset_dict", "state")

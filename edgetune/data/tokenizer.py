@@ -16,9 +16,24 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_chat_template
+from edgetune.plain_text import text_only
 from edgetune.template import ChatTemplate, Rendered, split_control
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A text, or a pair of texts, as an encoder takes it."""
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+    """Which text each id is of: 0 or 1, where the tokenizer tells them apart."""
+    cut: bool
+    """Whether something was left out to fit."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,29 @@ class TextTokenizer:
         """Ids of `text`; all of it is text, also where it spells a control token. `add_special` puts BOS in front."""
         ids = self._encode_text(text, first=True, continues=False)
         return [*self.prefix_ids, *ids] if add_special else ids
+
+    def encode_whole(self, first: str, second: str | None = None, *, max_length: int) -> Whole:
+        """A text, or a pair, between the tokens that the tokenizer puts around texts, cut to `max_length` ids.
+
+        All of it is text, as in `encode`. The longer text of a pair is cut first.
+        """
+        texts = [first] if second is None else [first, second]
+        parts = [self._starting.encode(text, add_special_tokens=False) for text in texts]
+        room = max(0, max_length - self.backend.num_special_tokens_to_add(second is not None))
+        lengths = [len(part.ids) for part in parts]
+        cut = sum(lengths) > room
+        while (over := sum(lengths) - room) > 0:
+            longest = max(range(len(lengths)), key=lengths.__getitem__)
+            others = max((length for at, length in enumerate(lengths) if at != longest), default=0)
+            lengths[longest] -= min(over, max(1, lengths[longest] - others))
+        for part, length in zip(parts, lengths, strict=True):
+            part.truncate(length)
+        whole = self.backend.post_process(*parts, add_special_tokens=True)
+        return Whole(np.asarray(whole.ids, dtype=np.int32), np.asarray(whole.type_ids, dtype=np.int32), cut)
+
+    def encode_target(self, text: str, *, max_length: int) -> Whole:
+        """A text to be written: as `encode_whole`."""
+        return self.encode_whole(text, max_length=max_length)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of `text` that directly continues other text: nothing is put in front of it."""
@@ -134,10 +172,7 @@ class TextTokenizer:
     def _variant(self, *, prepend: str) -> Any:
         from tokenizers import Tokenizer
 
-        values = json.loads(self.backend.to_str())
-        values["post_processor"] = None
-        for token in values["added_tokens"]:
-            token["special"] = token["content"] in self.control_ids
+        values = {**text_only(json.loads(self.backend.to_str()), self.control_ids), "post_processor": None}
         if prepend:
             values["pre_tokenizer"] = _without_prefix(values["pre_tokenizer"], only_first=prepend == "first")
         if prepend == "all":
@@ -149,6 +184,10 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens written out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without control tokens."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id's own share of the text. A character spread over several ids is written at its last one."""
@@ -213,13 +252,20 @@ def looks_like_control(text: str) -> bool:
     )
 
 
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+
+
+def has_tokenizer(model_dir: Path) -> bool:
+    """Whether a model has files that a tokenizer is loaded from."""
+    return any((model_dir / name).is_file() for name in _FILES)
+
+
 def _load_fast(model_dir: Path) -> Any:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     hint = "Copy the tokenizer files (tokenizer.json, tokenizer_config.json) of this model into the directory."
-    names = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-    if not any((model_dir / name).is_file() for name in names):
+    if not has_tokenizer(model_dir):
         raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -42,6 +42,12 @@ class Position:
     """Time spent in steps."""
     losses: dict[str, float] = field(default_factory=dict)
     """The newest "train" and "valid" loss, and "valid_before"."""
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What the task measured at the newest "valid" and at "valid_before"."""
+    best: dict[str, float] = field(default_factory=dict)
+    """"step" and "value" of the best measurement by the metric; empty before there is one, or where none is chosen."""
+    stale: int = 0
+    """Measurements since the best one."""
 
 
 def save_checkpoint(run_dir: Path, position: Position, *, method: Method, adapted: Any, optimizer: Any) -> Path:
@@ -56,7 +62,22 @@ def save_checkpoint(run_dir: Path, position: Position, *, method: Method, adapte
         (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     for old in list_checkpoints(run_dir)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+    # Only now: a run that was killed before goes on from a checkpoint whose best adapter is another.
+    for old in run_dir.glob("best-*"):
+        if old != best_dir(run_dir, position):
+            shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def best_dir(run_dir: Path, position: Position) -> Path:
+    """Where the best adapter so far is."""
+    return run_dir / f"best-{int(position.best.get('step', -1))}"
+
+
+def save_best(run_dir: Path, position: Position, *, method: Method, adapted: Any) -> None:
+    """Write the adapter as the best one so far."""
+    with whole_dir(best_dir(run_dir, position)) as partial:
+        method.save(adapted, partial)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -86,7 +107,7 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
 
 def remove_leftovers(run_dir: Path) -> None:
     """Remove what a killed process left half-written."""
-    for path in run_dir.glob(".checkpoint-*"):
+    for path in (*run_dir.glob(".checkpoint-*"), *run_dir.glob(".best-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

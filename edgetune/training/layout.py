@@ -48,7 +48,7 @@ class Padded:
 
     def shrink(self) -> str:
         """Half as many sequences."""
-        if self.size == 1:
+        if self.size == 1 or not self.task.divisible:
             return ""
         self.size = (self.size + 1) // 2
         return f"{self.size} sequence{'s' if self.size > 1 else ''} in a pass"

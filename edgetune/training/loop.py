@@ -24,6 +24,7 @@ from edgetune.events import Metrics, Notice, Progress, Sink
 from edgetune.training.batches import epoch_batches
 from edgetune.training.checkpoint import Position
 from edgetune.training.device import is_out_of_memory, memory_bytes, release_memory
+from edgetune.training.evaluate import Evaluation, chosen_rows, evaluate
 from edgetune.training.layout import Layout, Padded
 from edgetune.training.schedule import learning_rate, warmup_steps
 from edgetune.training.settings import TrainSettings
@@ -31,9 +32,6 @@ from edgetune.training.tasks import Batch, Task
 
 if TYPE_CHECKING:
     import torch
-
-MOST_EVAL_ROWS = 256
-"""Validation sequences measured each time; more tell little and cost as much as training."""
 
 
 def count_steps(sequences: int, settings: TrainSettings) -> tuple[int, int]:
@@ -58,6 +56,8 @@ class Loop:
     sink: Sink
     save: Callable[[Position], None]
     """Called where a checkpoint is due."""
+    keep_best: Callable[[Position], None]
+    """Called when the adapter is the best so far by the chosen metric."""
     should_stop: Callable[[], bool]
     """Asked after each step; when true, the loop saves and returns early."""
     position: Position = field(default_factory=Position)
@@ -68,6 +68,7 @@ class Loop:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
         self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
         self.warmup = warmup_steps(self.settings.warmup, self.total)
+        self.eval_every = self.settings.eval_every or self.steps_per_epoch
         self.save_every = self.settings.save_every or min(200, max(1, math.ceil(self.total / 10)))
         self.parameters = [parameter for parameter in self.adapted.parameters() if parameter.requires_grad]
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
@@ -80,16 +81,20 @@ class Loop:
             if self.should_stop():
                 self.save(self.position)
                 return False
-        while self.position.step < self.total:
+        while self.position.step < self.total and not self._is_stale:
             self.take_step()
             step = self.position.step
-            if step % self.steps_per_epoch == 0 or step == self.total:
+            if step % self.eval_every == 0 or step == self.total:
                 self.evaluate("valid")
-            stopping = self.should_stop() and step < self.total
-            if step % self.save_every == 0 or stopping or step == self.total:
+            ending = step == self.total or self._is_stale
+            stopping = self.should_stop() and not ending
+            if step % self.save_every == 0 or stopping or ending:
                 self.save(self.position)
             if stopping:
                 return False
+        if self.position.step < self.total:
+            metric, count = self.settings.metric or "loss", self.position.stale
+            self.sink(Notice(f"Stopped at step {self.position.step}: {count} measurements without a better {metric}."))
         return True
 
     def take_step(self) -> None:
@@ -179,24 +184,43 @@ class Loop:
         self.sink(Metrics(position.step, measured))
         self.sink(Progress("train", position.step, self.total, "steps"))
 
-    def evaluate(self, name: str) -> None:
-        """Measure the mean loss over the validation rows and note it as `name`."""
-        import torch
-
-        rows = sorted(self.valid[:MOST_EVAL_ROWS], key=lambda sequence: len(sequence.ids))
+    def evaluate(self, name: str) -> Evaluation | None:
+        """Measure the validation rows and note it as `name`; keeps the adapter when it is the best so far."""
+        rows = chosen_rows(self.valid, self.task.most_eval_rows)
         if not rows:
-            return
-        self.adapted.eval()
-        total, denominator = 0.0, 0.0
-        size = self.settings.batch_size
-        with torch.no_grad(), self._autocast():
-            for at in range(0, len(rows), size):
-                if name == "valid_before" and self.should_stop():
-                    return
-                for batch in self.layout.batches([rows[at : at + size]]):
-                    total += float(self.task.summed_loss(self.adapted, batch))
-                    denominator += batch.denominator
-                self.sink(Progress("evaluate", min(at + size, len(rows)), len(rows), "rows"))
-        self.adapted.train()
-        self.position.losses[name] = total / denominator
-        self.sink(Metrics(self.position.step, {"loss": total / denominator}, split="valid"))
+            return None
+        found = evaluate(
+            self.task,
+            self.adapted,
+            rows,
+            batch_size=self.settings.batch_size,
+            batches=lambda part: self.layout.batches([part]),
+            autocast=self._autocast(),
+            sink=self.sink,
+            should_stop=self.should_stop if name == "valid_before" else lambda: False,
+        )
+        if found is None:
+            return None
+        position = self.position
+        position.losses[name] = found.loss
+        if found.measured.values:
+            position.measures[name] = dict(found.measured.values)
+        self.sink(Metrics(position.step, found.values, split="valid"))
+        if name == "valid" and (self.settings.metric or self.settings.early_stopping):
+            self._compare(found)
+        return found
+
+    def _compare(self, found: Evaluation) -> None:
+        metric, position = self.settings.metric or "loss", self.position
+        value = found.values[metric]
+        before = position.best.get("value", math.nan)
+        more_is_better = self.task.metrics.get(metric, False)
+        if not position.best or (value > before if more_is_better else value < before):
+            position.best, position.stale = {"step": position.step, "value": value}, 0
+            self.keep_best(position)
+        else:
+            position.stale += 1
+
+    @property
+    def _is_stale(self) -> bool:
+        return 0 < self.settings.early_stopping <= self.position.stale

@@ -43,6 +43,8 @@ TOKENIZER_FILES = (
 )
 """What a run copies from its base, so that other tools find tokenizer and template with the adapter."""
 
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm")
+
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -91,8 +93,15 @@ def read_config(model_dir: Path, task: Task) -> Any:
 
 def context_length(config: Any) -> int:
     """How many tokens the model was made for; 0 when its config does not say."""
-    text_config = config.get_text_config()
-    return next((int(value) for name in _CONTEXT_NAMES if (value := getattr(text_config, name, None))), 0)
+    inner = text_config(config)
+    found = next((int(value) for name in _CONTEXT_NAMES if (value := getattr(inner, name, None))), 0)
+    # These count positions from behind the padding token's.
+    return max(0, found - 1 - int(inner.pad_token_id or 0)) if inner.model_type in _OFFSET_POSITIONS else found
+
+
+def text_config(config: Any) -> Any:
+    """The part of `config` that sizes of text are in: the decoder's where two models are put together."""
+    return config.decoder if config.model_type == "encoder-decoder" else config.get_text_config()
 
 
 def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, device: torch.device) -> Any:
@@ -112,17 +121,26 @@ def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, d
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         if "out of memory" in str(error) or "allocate" in str(error):
             raise
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise CorruptFileError(f"{model_dir} cannot be loaded: {reason}.", hint="Download the model again.") from error
-    if missing := sorted(found["missing_keys"]):
+    heads = tuple(f"{name}." for name in (*task.head_modules(model), *task.frozen_modules(model)))
+    odd = sorted(str(entry[0]) for entry in found["mismatched_keys"] if not str(entry[0]).startswith(heads))
+    if odd:
+        raise CorruptFileError(
+            f"{model_dir} has weights of another size than its config says, e.g. {odd[0]}.",
+            hint="Download the model again.",
+        )
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(heads)):
         raise CorruptFileError(
             f"{model_dir} lacks {len(missing)} of the weights its config asks for, e.g. {missing[0]}.",
             hint="Download the model again.",
         )
+    task.start(model)
     model.requires_grad_(False)
     return model.to(device)
 
@@ -144,6 +162,7 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, task: T
         use_rslora=settings.rslora,
         rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=dict(settings.alpha_pattern),
+        exclude_modules=_excluded(model, settings, task) or None,
         modules_to_save=[*task.head_modules(model), *settings.modules_to_save] or None,
     )
     try:
@@ -160,6 +179,14 @@ def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, task: T
             parameter.data = parameter.data.float()
     _tell(adapted, settings, sink)
     return adapted
+
+
+def _excluded(model: Any, settings: TrainSettings, task: Task) -> list[str]:
+    """Linear layers that "all-linear" does not mean for this task."""
+    if ALL_LINEAR not in settings.target_modules:
+        return []
+    frozen = tuple(f"{name}." for name in task.frozen_modules(model))
+    return [name for name, module in model.named_modules() if name.startswith(frozen) and _is_target(module)]
 
 
 def _targets(model: Any, names: tuple[str, ...]) -> str | list[str]:
@@ -229,7 +256,7 @@ def _tell(adapted: Any, settings: TrainSettings, sink: Sink) -> None:
     base = adapted.get_base_model()
     embedded = [module for module in (base.get_input_embeddings(), base.get_output_embeddings()) if module is not None]
     on_embeddings = any(parameter.requires_grad for module in embedded for parameter in module.parameters())
-    tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+    tied = bool(getattr(text_config(base.config), "tie_word_embeddings", False))
     if settings.modules_to_save:
         sink(Notice("modules_to_save are trained in full: convert this run with --merge.", "warning"))
     elif on_embeddings and tied:
@@ -243,6 +270,9 @@ def save_adapter(adapted: Any, directory: Path) -> None:
     write_tensors(adapter_state(adapted), directory / ADAPTER_WEIGHTS)
     config = adapted.peft_config["default"].to_dict()
     config["inference_mode"] = True
+    if config.get("modules_to_save"):
+        # PEFT adds the usual names of heads to those it is given.
+        config["modules_to_save"] = list(dict.fromkeys(config["modules_to_save"]))
     # Sets come in an order that changes from process to process.
     ordered = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     text = json.dumps(ordered, indent=2, sort_keys=True, default=str)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgetune.artifacts import RUN_RECORD
 from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence, load_tokenizer
+from edgetune.data.char_text import load_chars
 from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_chat_template
@@ -21,9 +22,10 @@ from edgetune.paths import bytes_text
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.loop import count_steps
 from edgetune.training.methods import find_method
-from edgetune.training.model import check_base, context_length, read_config
+from edgetune.training.model import check_base, context_length, read_config, text_config
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Task, find_task
+from edgetune.training.tasks.choose import choose_task
 
 if TYPE_CHECKING:
     import torch
@@ -94,14 +96,17 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
     template = _read_template(settings.chat_template)
     if not settings.data:
         raise UsageError("No data to train on.", hint="Give a file or a directory with -d.")
-    task = find_task(settings.task)
+    task = find_task(choose_task(settings, check_base(model_dir), model_dir))
     has_template = template is not None or read_chat_template(model_dir) is not None
     dataset = task.read(settings, model_dir, has_template=has_template, sink=sink)
     config = read_config(model_dir, task)
     max_length = _max_length(settings.max_length, context_length(config), sink)
-    tokenizer = load_tokenizer(model_dir, chat_template=template, now=now)
+    # A vocabulary in config.json has what tasks ask of a tokenizer.
+    chars = cast(TextTokenizer | None, load_chars(model_dir))
+    tokenizer = chars or load_tokenizer(model_dir, chat_template=template, now=now)
+    _check_metric(settings, task, has_valid="valid" in dataset.examples)
     splits = task.tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
-    _check_vocabulary(splits, config.get_text_config().vocab_size, model_dir)
+    _check_vocabulary(splits, text_config(config).vocab_size, model_dir)
     return Prepared(model_dir, config, tokenizer, template, task, dataset, splits, max_length)
 
 
@@ -164,7 +169,7 @@ def _memory_guess(
     settings: TrainSettings, prepared: Prepared, *, frozen: int, trainable: int, dtype: torch.dtype
 ) -> int:
     """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
-    config = prepared.config.get_text_config()
+    config = text_config(prepared.config)
     longest = max(len(sequence.ids) for sequence in prepared.train)
     learned = max(sequence.learned_count for sequence in prepared.train)
     hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
@@ -186,6 +191,20 @@ def _read_template(path: str) -> str | None:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The chat template {path} cannot be read: {error}.") from error
+
+
+def _check_metric(settings: TrainSettings, task: Task, *, has_valid: bool) -> None:
+    known = ("loss", *task.metrics)
+    if settings.metric and settings.metric not in known:
+        hint = "Texts are compared with --eval-texts N." if task.name in ("chat", "completion", "seq2seq") else ""
+        raise UsageError(
+            f"--metric {settings.metric} is not measured for {task.name}, only {', '.join(known)}.", hint=hint
+        )
+    if (settings.metric or settings.early_stopping) and not has_valid:
+        raise UsageError(
+            "There are no validation rows to choose the best adapter by.",
+            hint="Put a file valid.jsonl beside the training data, or leave out --metric and --early-stopping.",
+        )
 
 
 def _max_length(wanted: int, context: int, sink: Sink) -> int:

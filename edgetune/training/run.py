@@ -30,13 +30,16 @@ from edgetune.fingerprint import fingerprint_checkpoint, text_sha256
 from edgetune.paths import whole_dir, whole_file, write_json
 from edgetune.training.checkpoint import (
     Position,
+    best_dir,
     list_checkpoints,
     load_checkpoint,
     remove_leftovers,
+    save_best,
     save_checkpoint,
 )
 from edgetune.training.curve import loss_svg
 from edgetune.training.device import choose_device, choose_dtype, is_out_of_memory
+from edgetune.training.evaluate import Evaluation
 from edgetune.training.loop import Loop
 from edgetune.training.methods import Method, find_method
 from edgetune.training.model import (
@@ -45,6 +48,7 @@ from edgetune.training.model import (
     copy_tokenizer,
 )
 from edgetune.training.prepare import Prepared, plan, prepare
+from edgetune.training.report import write_predictions, write_report
 from edgetune.training.settings import TrainSettings
 from edgetune.training.speed import speed_up
 
@@ -181,6 +185,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
     dtype = choose_dtype(settings.dtype, device)
     method, task = find_method(settings.method), prepared.task
     try:
+        torch.manual_seed(settings.seed)  # for heads that the base has no weights for
         model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=device)
         if settings.grad_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -209,17 +214,19 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 device=device,
                 sink=log,
                 save=lambda at: _save(run.path, at, method, adapted, optimizer),
+                keep_best=lambda at: save_best(run.path, at, method=method, adapted=adapted),
                 should_stop=stopped.is_set,
                 position=position,
                 layout=layout,
             )
             finished = loop.run()
-        if not finished:
-            raise InterruptedRun(
-                f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
-                hint=f"To go on: edgetune train --resume {run.path}",
-            )
-        return _finish(run, position, method, adapted, prepared)
+            if not finished:
+                raise InterruptedRun(
+                    f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
+                    hint=f"To go on: edgetune train --resume {run.path}",
+                )
+            final = _final(run, loop, method, sink)
+        return _finish(run, position, method, adapted, prepared, final)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(settings, prepared) from error
@@ -245,7 +252,32 @@ def _save(run_dir: Path, position: Position, method: Method, adapted: Any, optim
     save_checkpoint(run_dir, position, method=method, adapted=adapted, optimizer=optimizer)
 
 
-def _finish(run: Run, position: Position, method: Method, adapted: Any, prepared: Prepared) -> Run:
+def _final(run: Run, loop: Loop, method: Method, sink: Sink) -> Evaluation | None:
+    """Go back to the best adapter, where one was chosen, and measure what is going to be saved."""
+    position = loop.position
+    if position.best:
+        method.load(loop.adapted, best_dir(run.path, position))
+        metric, step = loop.settings.metric or "loss", int(position.best["step"])
+        sink(Notice(f"The adapter of step {step} is kept: {metric} {position.best['value']:.4g}."))
+    elif not loop.task.metrics:
+        return None
+    # By itself: the log holds what was measured on the way.
+    loop.sink = _without_metrics(sink)
+    return loop.evaluate("final")
+
+
+def _without_metrics(sink: Sink) -> Sink:
+    def hand_on(event: Event) -> None:
+        if not isinstance(event, Metrics):
+            sink(event)
+
+    return hand_on
+
+
+def _finish(
+    run: Run, position: Position, method: Method, adapted: Any, prepared: Prepared, final: Evaluation | None
+) -> Run:
+    prepared.task.settle(adapted)
     copy_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
     with whole_dir(run.path / ".adapter") as partial:
         method.save(adapted, partial)
@@ -254,13 +286,23 @@ def _finish(run: Run, position: Position, method: Method, adapted: Any, prepared
     (run.path / ".adapter").rmdir()
     _write_curve(run)
     done = replace(run, metrics=_summary(position), finished=True)
+    if final is not None:
+        write_predictions(run.path, final.measured)
+    curve = (run.path / CURVE).read_text(encoding="utf-8")
+    write_report(done, final.measured if final is not None else None, curve=curve)
     write_json(run.path / RUN_RECORD, done.record())
     return done
 
 
 def _summary(position: Position) -> dict[str, Any]:
     values = asdict(position)
-    losses = {f"{name}_loss": loss for name, loss in values.pop("losses").items()}
+    found = values.pop("losses")
+    measures = values.pop("measures")
+    # What is saved was measured last.
+    found["valid"] = found.pop("final", found.get("valid"))
+    measures["valid"] = measures.pop("final", measures.get("valid"))
+    losses = {f"{name}_loss": loss for name, loss in found.items() if loss is not None}
+    losses |= {name: kept for name, kept in measures.items() if kept}
     speed = position.tokens / position.seconds if position.seconds else 0.0
     return {**values, **losses, "tokens_per_second": speed}
 

@@ -31,7 +31,7 @@ class TrainSettings:
     out: str = ""
     """Run directory to write; default: runs/BASE-DATA-TIME."""
     task: str = "auto"
-    """What is trained for: chat, completion, classification, regression, embedding, seq2seq; auto: by data and model."""
+    """What is trained for: chat, completion, classification, regression, embedding or seq2seq; auto: by the data."""
     method: str = "lora"
     """How the model is adapted."""
     epochs: float = 3.0

@@ -6,14 +6,24 @@ Another package adds one with an entry point in the group "edgetune.tasks": NAME
 from __future__ import annotations
 
 from edgetune.training.registry import Registry
-from edgetune.training.tasks.base import Batch, Task, TaskClass
+from edgetune.training.tasks.base import Batch, Measured, Task, TaskClass
 
-__all__ = ["TASKS", "Batch", "Task", "TaskClass", "find_task"]
+__all__ = ["TASKS", "Batch", "Measured", "Task", "TaskClass", "find_task"]
 
 _CAUSAL = "edgetune.training.tasks.causal:CausalTask"
 
 TASKS: Registry[TaskClass] = Registry(
-    "task", "edgetune.tasks", {"auto": _CAUSAL, "chat": _CAUSAL, "completion": _CAUSAL}
+    "task",
+    "edgetune.tasks",
+    {
+        "auto": _CAUSAL,
+        "chat": _CAUSAL,
+        "completion": _CAUSAL,
+        "classification": "edgetune.training.tasks.labelled:ClassificationTask",
+        "regression": "edgetune.training.tasks.labelled:RegressionTask",
+        "embedding": "edgetune.training.tasks.embedding:EmbeddingTask",
+        "seq2seq": "edgetune.training.tasks.seq2seq:Seq2SeqTask",
+    },
 )
 """Every known task."""
 

@@ -6,7 +6,8 @@ function of settings and data, so that a resumed run finds it again by reading t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -38,6 +39,18 @@ class Batch(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the validation rows showed beside their loss."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By metric name."""
+    predictions: Sequence[Mapping[str, Any]] = ()
+    """JSON-ready, one a row, in the rows' order."""
+    confusion: Sequence[Sequence[int]] = ()
+    """Rows by true label and predicted label; empty where it means nothing."""
+
+
 class Task(Protocol):
     """One kind of training."""
 
@@ -45,12 +58,22 @@ class Task(Protocol):
     """The transformers class that loads the base with this task's head, e.g. "AutoModelForCausalLM"."""
     peft_type: ClassVar[str]
     """PEFT's name of the task, e.g. "CAUSAL_LM"."""
+    most_eval_rows: ClassVar[int]
+    """Validation rows measured each time; more tell little and cost as much as training."""
+
+    divisible: ClassVar[bool]
+    """Whether a batch may be computed in parts: not where its rows look at each other."""
 
     def __init__(self, name: str) -> None: ...
 
     @property
     def name(self) -> str:
         """What the run record calls it; known after `read`."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        """What `measure` measures: name → whether more is better. The first is the one to show."""
         ...
 
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
@@ -68,7 +91,15 @@ class Task(Protocol):
         ...
 
     def head_modules(self, model: Any) -> list[str]:
-        """Modules of `model` that are trained in full and saved beside the adapter."""
+        """Modules of `model` that are trained in full and saved beside the adapter; the base may lack their weights."""
+        ...
+
+    def frozen_modules(self, model: Any) -> list[str]:
+        """Modules that "all-linear" leaves alone, because this task does not run them or llama.cpp could not."""
+        ...
+
+    def start(self, model: Any) -> None:
+        """First values of the head, in the base just loaded; a function of the seed."""
         ...
 
     def collate(self, sequences: Sequence[Any], device: torch.device) -> Batch:
@@ -77,6 +108,20 @@ class Task(Protocol):
 
     def summed_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """The loss of `batch`, summed; divided by the denominators of a step's batches it is their mean."""
+        ...
+
+    def predict(self, model: Any, batch: Any) -> tuple[torch.Tensor, Sequence[Any]]:
+        """The summed loss and what the model says of each sequence, for `measure`."""
+        ...
+
+    def measure(
+        self, model: Any, sequences: Sequence[Any], said: Sequence[Any], tick: Callable[[int, int], None]
+    ) -> Measured:
+        """Metrics over all `sequences`; `said` is what `predict` gave. `tick` takes what is done and the whole."""
+        ...
+
+    def settle(self, model: Any) -> None:
+        """Last changes to the trained weights before they are saved for good."""
         ...
 
     def data_record(self) -> dict[str, Any]:

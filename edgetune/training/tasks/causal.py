@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, read_dataset, tokenize
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
+from edgetune.training import metrics
 from edgetune.training.batches import Batch, collate
+from edgetune.training.evaluate import chosen_rows
 from edgetune.training.loss import summed_loss
 from edgetune.training.packing import PackedBatch
 from edgetune.training.settings import TrainSettings
+from edgetune.training.tasks.base import Measured
+from edgetune.training.tasks.generate import greedy
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +30,14 @@ class CausalTask:
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_type: ClassVar[str] = "CAUSAL_LM"
+    most_eval_rows: ClassVar[int] = 256
+    divisible: ClassVar[bool] = True
     packs: ClassVar[bool] = True
     """Its sequences may be packed into rows in place of `collate`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._texts = -1
 
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
         """Rows as conversations, pairs or documents; "auto" settles on one of them."""
@@ -40,6 +50,7 @@ class CausalTask:
             sink=sink,
         )
         self.name = dataset.task
+        self._texts = settings.eval_texts
         return dataset
 
     def check_config(self, config: Any, architecture: str, model_dir: Path) -> None:
@@ -62,11 +73,22 @@ class CausalTask:
         self, dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink
     ) -> Mapping[str, Split[Tokenized]]:
         """Token ids and which of them are learned."""
+        self._tokenizer = tokenizer
         return tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
 
     def head_modules(self, model: Any) -> list[str]:
         """None: the head is the base's own."""
         return []
+
+    def frozen_modules(self, model: Any) -> list[str]:
+        """None: every layer is run."""
+        return []
+
+    def start(self, model: Any) -> None:
+        """Nothing to set."""
+
+    def settle(self, model: Any) -> None:
+        """Nothing to change."""
 
     def collate(self, sequences: Sequence[Tokenized], device: torch.device) -> Batch:
         """Padded rows."""
@@ -76,6 +98,47 @@ class CausalTask:
         """Cross entropy over the learned tokens."""
         return summed_loss(model, batch)
 
+    def predict(self, model: Any, batch: Batch | PackedBatch) -> tuple[torch.Tensor, Sequence[Any]]:
+        """The loss; texts are written in `measure`."""
+        return self.summed_loss(model, batch), ()
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        """Texts against texts, where `--eval-texts` asks for it."""
+        return metrics.TEXT if self._texts > 0 else {}
+
+    def measure(
+        self, model: Any, sequences: Sequence[Any], said: Sequence[Any], tick: Callable[[int, int], None]
+    ) -> Measured:
+        """Write the first reply of some of the rows, greedily, and compare."""
+        rows: list[Tokenized] = chosen_rows(sequences, self._texts) if self._texts > 0 else []
+        replies = [_first_reply(row) for row in rows]
+        if not replies:
+            return Measured()
+        tokenizer = self._tokenizer
+        written = greedy(
+            model,
+            [prompt for prompt, _ in replies],
+            most_tokens=max(len(reply) for _, reply in replies) + 8,
+            end_ids=tokenizer.eog_ids,
+            pad_id=tokenizer.eos_id or 0,
+            tick=tick,
+        )
+        found = [tokenizer.decode_text(ids).strip() for ids in written]
+        wanted = [tokenizer.decode_text(reply.tolist()).strip() for _, reply in replies]
+        predictions = [
+            {"prompt": tokenizer.decode(prompt.tolist()), "target": target, "predicted": text}
+            for (prompt, _), target, text in zip(replies, wanted, found, strict=True)
+        ]
+        return Measured(metrics.texts(found, wanted), predictions)
+
     def data_record(self) -> dict[str, Any]:
         """Nothing more."""
         return {}
+
+
+def _first_reply(row: Tokenized) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The ids before the first learned stretch of `row`, and those of it; at least one id comes before."""
+    begin = max(1, int(row.learned.argmax()))
+    end = begin + int((~np.append(row.learned[begin:], False)).argmax())
+    return row.ids[:begin], row.ids[begin:end]

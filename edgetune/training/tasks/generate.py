@@ -1,0 +1,77 @@
+"""Texts that a model in training writes: greedy, in batches, ended by its own end tokens. Measures use it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_AT_ONCE = 16
+
+
+def greedy(
+    model: Any,
+    prompts: Sequence[NDArray[np.int32]],
+    *,
+    most_tokens: int,
+    end_ids: Collection[int],
+    pad_id: int,
+    starts: Mapping[str, Any] | None = None,
+    tick: Callable[[int, int], None],
+) -> list[list[int]]:
+    """The ids that `model` writes for each prompt, without the prompt and from the end token on without anything.
+
+    With `starts` (decoder_start_token_id, forced_bos_token_id) the model is an encoder-decoder and prompts are its
+    sources.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    written: dict[int, list[int]] = {}
+    for at in range(0, len(order), _AT_ONCE):
+        indices = order[at : at + _AT_ONCE]
+        found = _batch(model, [prompts[index] for index in indices], most_tokens, sorted(end_ids), pad_id, starts)
+        for index, row in zip(indices, found, strict=True):
+            end = next((place for place, token in enumerate(row) if token in end_ids), len(row))
+            written[index] = row[:end]
+        tick(min(at + _AT_ONCE, len(order)), len(order))
+    return [written[index] for index in range(len(prompts))]
+
+
+def _batch(
+    model: Any,
+    prompts: Sequence[NDArray[np.int32]],
+    most_tokens: int,
+    end_ids: Sequence[int],
+    pad_id: int,
+    starts: Mapping[str, Any] | None,
+) -> list[list[int]]:
+    import torch
+    import transformers
+
+    longest = max(map(len, prompts))
+    ids = np.full((len(prompts), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        # A decoder goes on from the last column; an encoder's rows begin at the first.
+        place = slice(0, len(prompt)) if starts is not None else slice(longest - len(prompt), None)
+        ids[row, place], mask[row, place] = prompt, 1
+    device = next(model.parameters()).device
+    how = transformers.GenerationConfig(
+        max_new_tokens=most_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad_id,
+        eos_token_id=list(end_ids) or None,
+        **(starts or {}),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model.generate(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            generation_config=how,
+        )
+    rows: list[list[int]] = found[:, 1 if starts is not None else longest :].tolist()
+    return rows
