@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgetune.data import Tokenized
 from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings
 from edgetune.training.packing import ATTENTION, ROW_STEP, PackedBatch, best_fit, collate_packed
-from tests.checkpoints import randomize
+from tests.checkpoints import randomize, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -340,3 +341,63 @@ def test_the_loss_is_measured_without_forming_gradients() -> None:
     assert not measured.requires_grad
     wanted = torch.nn.functional.cross_entropy(model.lm_head(hidden), labels, reduction="sum")
     torch.testing.assert_close(measured, wanted)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_the_loss_curve_is_that_of_transformers_trainer_with_peft(packing: bool, tmp_path: Path) -> None:
+    import json
+
+    import peft
+    import torch
+    import transformers
+
+    from edgetune.training import prepare, train
+    from edgetune.training.batches import epoch_batches
+
+    base_dir = write_checkpoint(tmp_path / "base", "qwen2", overrides={"hidden_size": 64, "intermediate_size": 128})
+    texts = [f"the quick brown fox number {n} jumps" * (n % 5 + 1) for n in range(22)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = TrainSettings(
+        model=str(base_dir), data=(str(tmp_path / "train.jsonl"),), out=str(tmp_path / "run"), dtype="f32",
+        epochs=2, batch_size=4, lr=3e-3, warmup=0, packing=packing, eval=False,
+    )  # fmt: skip
+    run = train(settings)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    ours = [line["loss"] for line in lines if line["split"] == "train"]
+
+    rows = prepare(settings).train
+    # A "row" of the trainer's is one of our batches: the smaller one of an epoch need not be its last.
+    places = [
+        batch
+        for epoch in range(2)
+        for batch in epoch_batches([len(row.ids) for row in rows], batch_size=4, seed=0, epoch=epoch)
+    ]
+    torch.manual_seed(settings.seed)
+    base = transformers.AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+
+    def collate(indices: list[int]) -> dict[str, Any]:
+        tensors = [torch.from_numpy(rows[index].ids.astype(np.int64)) for index in places[indices[0]]]
+        ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=0)
+        labels = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-100)
+        return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
+
+    class InOrder(transformers.Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(places)
+
+    trainer = InOrder(
+        model=peft.get_peft_model(base, config),
+        args=transformers.TrainingArguments(
+            output_dir=str(tmp_path / "trainer"), num_train_epochs=1, per_device_train_batch_size=1, use_cpu=True,
+            learning_rate=3e-3, lr_scheduler_type="cosine", logging_steps=1, save_strategy="no", report_to="none",
+            disable_tqdm=True, remove_unused_columns=False,
+        ),
+        train_dataset=list(range(len(places))),
+        data_collator=collate,
+    )  # fmt: skip
+    trainer.train()
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(ours) == len(theirs) == 12
+    assert theirs[-1] < theirs[0] - 0.5
+    assert ours == pytest.approx(theirs, abs=1e-3)
