@@ -1,20 +1,30 @@
-"""Rows of a GGUF file's tensors as float32, mapped from disk and dequantized piece by piece. Knows no model."""
+"""Rows of a GGUF file's tensors as float32, mapped from disk and dequantized piece by piece. Knows no model.
+
+ggml's own routines dequantize, so that the numbers are those that llama.cpp computes with, for every type it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import TENSOR_TYPES, GgufHeader, TensorInfo, read_gguf_header
+from edgetune.hardware import physical_cores
 
 _BLOCKS = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
 _ROWS_AT_ONCE = 1 << 22
 """Numbers dequantized in one piece by `iter_rows`: 16 MiB."""
+
+_SHARED = 1 << 18
+"""Numbers from which on several threads dequantize."""
 
 
 class GgufTensors:
@@ -50,7 +60,18 @@ class GgufTensors:
         row_bytes = width // block * size
         begin = self._header.data_start + info.offset
         raw = self._data[begin + start * row_bytes : begin + stop * row_bytes]
-        return _dequantize(np.asarray(raw), info.type, name).reshape(stop - start, width)
+        return dequantize(np.asarray(raw), info.type).reshape(stop - start, width)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes as they lie in the mapped file, (rows, bytes of a row)."""
+        info = self._info(name)
+        block, size = _BLOCKS[info.type]
+        begin = self._header.data_start + info.offset
+        return self._data[begin : begin + info.nbytes].reshape(-1, info.shape[0] // block * size)
+
+    def type(self, name: str) -> str:
+        """How the tensor is stored, e.g. "Q4_K"."""
+        return self._info(name).type
 
     def take(self, name: str, rows: list[int]) -> NDArray[np.float32]:
         """Single rows of the tensor `name`, (len(rows), row length)."""
@@ -69,14 +90,68 @@ class GgufTensors:
         return self._infos[name]
 
 
-def _dequantize(raw: NDArray[np.uint8], kind: str, name: str) -> NDArray[np.float32]:
-    if kind in ("F32", "F16", "F64"):
-        plain: NDArray[Any] = raw.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[kind])
-        return plain.astype(np.float32)
-    import gguf
+def dequantize(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    """The numbers in `raw`, whole blocks of ggml's type `kind`, in one axis.
 
-    try:
-        values: NDArray[np.float32] = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
-    except (KeyError, NotImplementedError) as error:
-        raise UnsupportedError(f"{name} is stored as {kind}, which cannot be read here.") from error
-    return values.astype(np.float32, copy=False)
+    Raises `UnsupportedError` for a type that ggml cannot dequantize. Large arrays are shared out to threads.
+    """
+    block, size = _BLOCKS[kind]
+    count = raw.size // size * block
+    result = np.empty(count, np.float32)
+    convert = _to_float(kind)
+    if convert is None:
+        raise UnsupportedError(f"Numbers stored as {kind} cannot be read here.")
+    raw = np.ascontiguousarray(raw)
+    step = -(-count // block // _threads()) * block if count >= _SHARED else count
+
+    def part(start: int) -> None:
+        stop = min(start + step, count)
+        convert(raw.ctypes.data + start // block * size, result.ctypes.data + 4 * start, stop - start)
+
+    starts = range(0, count, max(step, 1))
+    if len(starts) > 1:
+        list(_pool().map(part, starts))
+    else:
+        for start in starts:
+            part(start)
+    return result
+
+
+class _Traits(ctypes.Structure):
+    """ggml's `ggml_type_traits`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+    )
+
+
+@lru_cache
+def _to_float(kind: str) -> Callable[[int, int, int], object] | None:
+    """ggml's routine: (address of blocks, address of floats, how many numbers); None when there is none."""
+    if kind == "F32":
+        return lambda source, target, count: ctypes.memmove(target, source, 4 * count)
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    libggml.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    number = next(number for number, (name, _, _) in TENSOR_TYPES.items() if name == kind)
+    traits = libggml.ggml_get_type_traits(number).contents
+    if (traits.blck_size, traits.type_size) != _BLOCKS[kind] or not traits.to_float:
+        return None
+    routine = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(traits.to_float)
+    return cast(Callable[[int, int, int], object], routine)
+
+
+@lru_cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_threads())
+
+
+@lru_cache
+def _threads() -> int:
+    return physical_cores()
