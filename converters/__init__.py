@@ -2,6 +2,7 @@
 
     convert_base      a base model, with an adapter merged into it if asked
     convert_adapter   a PEFT LoRA adapter
+    locate_weights    where a checkpoint's weights lie in a GGUF file
 
 Everything else in the package serves these two. Importing it is cheap: the work is imported when it is done.
 """
@@ -14,22 +15,30 @@ from converters.errors import ConverterError, CorruptCheckpoint, UnsupportedAdap
 
 if TYPE_CHECKING:
     from converters.adapter import convert_adapter
+    from converters.adapter_head import TrainedHead
     from converters.convert import OnTensor, convert_base
+    from converters.layout import Piece, locate_weights
 
 __all__ = [
     "ConverterError",
     "CorruptCheckpoint",
     "OnTensor",
+    "Piece",
+    "TrainedHead",
     "UnsupportedAdapter",
     "UnsupportedModel",
     "convert_adapter",
     "convert_base",
+    "locate_weights",
 ]
 
 _HOMES = {
     "convert_base": "converters.convert",
     "OnTensor": "converters.convert",
+    "TrainedHead": "converters.adapter_head",
     "convert_adapter": "converters.adapter",
+    "Piece": "converters.layout",
+    "locate_weights": "converters.layout",
 }
 
 

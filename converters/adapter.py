@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter_config import AdapterConfig, read_adapter_config
-from converters.adapter_weights import AdapterWeights, Lora, Pair, read_adapter_weights
+from converters.adapter_head import TrainedHead, adapted_family, head_loader
+from converters.adapter_weights import AdapterFile, AdapterWeights, Lora, Pair, read_adapter_weights
 from converters.base import EMBEDDING, HEAD, Family, Target, find_family
 from converters.checkpoint import Checkpoint, SafetensorsCheckpoint, load_float32
 from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, OutOfRange, TensorType, encode
 from converters.errors import ConverterError, UnsupportedAdapter
+from converters.head import Head, head_metadata
 from converters.plan import plan
+from converters.sentence_transformers import read_sentence_model, transformer_dir
 from converters.writer import GgufWriter, Value, planned_bytes
 
 ADAPTER_OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -111,21 +114,25 @@ def convert_adapter(
     metadata: Mapping[str, str | int | float | bool] | None = None,
     on_tensor: OnTensor | None = None,
     check_space: Callable[[int], None] | None = None,
+    trained: TrainedHead | None = None,
 ) -> None:
     """Convert the PEFT adapter in `adapter_dir`, made for the model in `base_dir`, to the GGUF file `out_path`.
 
-    The arguments are those of `convert_base`. Raises `ConverterError`: `CorruptCheckpoint` for broken files,
-    `UnsupportedAdapter` for what a GGUF adapter cannot hold, with the reason.
+    The arguments are those of `convert_base`, which explains `trained` as well. Raises `ConverterError`:
+    `CorruptCheckpoint` for broken files, `UnsupportedAdapter` for what a GGUF adapter cannot hold, with the reason.
     """
     if outtype not in ADAPTER_OUTTYPES:
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(ADAPTER_OUTTYPES)}.")
     wanted = _TYPES[outtype]
     config = read_adapter_config(adapter_dir)
-    family = find_family(read_config(base_dir))
-    with SafetensorsCheckpoint(base_dir) as base:
-        outputs = {output.name: output.shape for output in plan(family, base)}
+    inside, trained = transformer_dir(base_dir), trained or TrainedHead()
+    values = read_config(inside)
+    family = adapted_family(values, config, AdapterFile(adapter_dir), trained)
+    with SafetensorsCheckpoint(inside) as base:
+        outputs = {output.name: output.shape for output in plan(find_family(values), base)}
         weights = read_adapter_weights(adapter_dir, config, family)
         _refuse_more_than_lora(config, family, weights, base)
+        head = _head_keys(family, weights, base, base_dir, trained)
     pairs = _collect(family, weights, outputs)
     alphas = set().union(*(one.alphas for one in pairs))
     fold = len(alphas) != 1 or 0.0 in alphas
@@ -137,14 +144,29 @@ def convert_adapter(
         "general.quantization_version": 2,
         "adapter.type": "lora",
         "adapter.lora.alpha": 0.0 if fold else float(next(iter(alphas))),
+        **head,
         **(metadata or {}),
     }
     types = {name: _wanted_type(family, one, wanted) for one in pairs for name in one.shapes()}
     _write(out_path, pairs, types, keys, fold, on_tensor, check_space)
 
 
+def _head_keys(
+    family: Family, weights: AdapterWeights, base: Checkpoint, base_dir: Path, trained: TrainedHead
+) -> dict[str, Value]:
+    """The keys of the head that replaces the base's while the adapter is on."""
+    if family.is_classifier and family.head is not None:
+        return head_metadata(family.head, head_loader(family, weights, base))
+    if trained.task != "embedding" or not trained.pooling:
+        return {}
+    sentence = read_sentence_model(base_dir)
+    if sentence is None:
+        return head_metadata(Head("embedding", trained.pooling), weights.file.load)
+    return head_metadata(replace(sentence.head_of(family.hidden), pooling=trained.pooling), sentence.load)
+
+
 def _refuse_more_than_lora(config: AdapterConfig, family: Family, weights: AdapterWeights, base: Checkpoint) -> None:
-    """A GGUF adapter holds LoRA pairs and nothing else."""
+    """A GGUF adapter holds LoRA pairs, and a head's values, and nothing else."""
     if config.values.get("use_dora") or any(lora.magnitude for lora in weights.loras.values()):
         raise UnsupportedAdapter("The adapter uses DoRA, which a GGUF adapter cannot hold.", hint=_MERGE)
     if weights.tokens:
@@ -161,6 +183,8 @@ def _refuse_more_than_lora(config: AdapterConfig, family: Family, weights: Adapt
             )
     sources = {family.canonical(name): name for name in base.names}
     for name, tensor in weights.replaced.items():
+        if family.is_head_weight(name):
+            continue
         _refuse_unless_equal(name, tensor, weights, base, sources.get(name) or _tied_source(family, name, sources))
 
 
@@ -193,7 +217,7 @@ def _collect(family: Family, weights: AdapterWeights, outputs: Mapping[str, tupl
     found: dict[str, _Pairs] = {}
     for lora in weights.loras.values():
         for target in family.table[lora.weight].targets:
-            _refuse_target(lora, target.name, outputs)
+            _refuse_target(family, lora, target.name, outputs)
             shape = outputs[target.name]
             pairs = found.setdefault(
                 target.name,
@@ -213,8 +237,8 @@ def _collect(family: Family, weights: AdapterWeights, outputs: Mapping[str, tupl
     return list(found.values())
 
 
-def _refuse_target(lora: Lora, name: str, outputs: Mapping[str, tuple[int, ...]]) -> None:
-    tied = HEAD not in outputs
+def _refuse_target(family: Family, lora: Lora, name: str, outputs: Mapping[str, tuple[int, ...]]) -> None:
+    tied = family.writes_text and HEAD not in outputs
     if tied and name in (EMBEDDING, HEAD):
         part = "the token embedding" if name == EMBEDDING else "the output head"
         raise UnsupportedAdapter(

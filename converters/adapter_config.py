@@ -22,6 +22,7 @@ MERGE_WITH_PEFT = (
     "Merge it into its base with PEFT (model.merge_and_unload().save_pretrained(DIRECTORY)) and convert that directory."
 )
 
+_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "FEATURE_EXTRACTION", None)
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights that leave the base's own weights as they are."""
 
@@ -152,10 +153,10 @@ def _check_kind(config: AdapterConfig) -> None:
     values = config.values
     if (kind := values.get("peft_type")) != "LORA":
         raise UnsupportedAdapter(f"The adapter's peft_type is {kind!r}; only LORA is supported.", hint=MERGE_WITH_PEFT)
-    if (task := values.get("task_type")) not in (None, "CAUSAL_LM"):
+    if (task := values.get("task_type")) not in _TASKS:
         raise UnsupportedAdapter(
-            f"The adapter's task_type is {task!r}; only adapters of language models (CAUSAL_LM) are supported.",
-            hint="Train with task_type CAUSAL_LM to chat with the result.",
+            f"The adapter's task_type is {task!r}; it answers for something else than a text as a whole.",
+            hint=f"Adapters with task_type {', '.join(one for one in _TASKS if one)} are converted.",
         )
     _check_init(values.get("init_lora_weights", True))
     for field, reason in _VARIANTS.items():

@@ -136,6 +136,11 @@ def read_adapter_weights(adapter_dir: Path, config: AdapterConfig, family: Famil
     return weights
 
 
+def base_names(name: str) -> str:
+    """What the base calls the tensor that an adapter's file calls `name`."""
+    return _WRAPPED.sub("", name.removeprefix(_PREFIX))
+
+
 def table_name(family: Family, name: str) -> str | None:
     """The torch parameter `name` as the family's table spells it; None when the base has no such weight."""
     # transformers 5 renamed Mixtral's block; its checkpoints keep the old name.

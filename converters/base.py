@@ -30,6 +30,8 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 CLASSIFIER = "ForSequenceClassification"
 """How the architectures end that transformers has for classes and values of whole texts."""
 
+_DECODERS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+"""What transformers' names begin with → the decoder, where it is not …ForCausalLM."""
 _ANSWERS = {
     "ForTokenClassification": "every token",
     "ForQuestionAnswering": "where in a text an answer begins and ends",
@@ -197,10 +199,16 @@ class Family:
         """Whether the checkpoint tensor `name` holds nothing that the GGUF file needs."""
         return re.fullmatch(self.ignored, name) is not None or self.is_left_out(name)
 
+    def is_head_weight(self, name: str) -> bool:
+        """Whether the table's tensor `name` belongs to the head, and so travels as metadata."""
+        return name in self.table and not self.table[name].targets
+
     def is_left_out(self, name: str) -> bool:
         """Whether the checkpoint tensor `name` belongs to a head that the GGUF file does without."""
         name = self.canonical(name)
-        return bool(self.left_out) and name not in self.table and re.fullmatch(self.left_out, name) is not None
+        if name in self.table:
+            return False
+        return name == self.head_name or (bool(self.left_out) and re.fullmatch(self.left_out, name) is not None)
 
 
 def check_window(window: int | None, context: int) -> None:
@@ -259,7 +267,29 @@ def _decoder_of(name: str) -> str:
     if ending is None:
         return ""
     stem = name.removesuffix(ending)
-    return {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(stem, f"{stem}ForCausalLM")
+    return _DECODERS.get(stem, f"{stem}ForCausalLM")
+
+
+def _stem(decoder: str) -> str:
+    """What transformers' names for a decoder and its relatives begin with; empty for what writes no text."""
+    named = next((stem for stem, name in _DECODERS.items() if name == decoder), "")
+    return named or (decoder.removesuffix("ForCausalLM") if decoder.endswith("ForCausalLM") else "")
+
+
+def classifier_of(family: Family) -> str:
+    """The architecture that transformers gives a model of `family` as a classifier; empty where there is none."""
+    if family.is_classifier:
+        return family.architecture
+    if family.classifier:
+        return family.classifier
+    stem = family.architecture.removesuffix("Model") if family.is_headless else _stem(family.architecture)
+    return f"{stem}{CLASSIFIER}" if stem and family.writes_text else ""
+
+
+def headless(architecture: str) -> str:
+    """The architecture that transformers gives the decoder `architecture` without its head; empty for others."""
+    stem = _stem(architecture)
+    return f"{stem}Model" if stem else ""
 
 
 def families() -> dict[str, type[Family]]:

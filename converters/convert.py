@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
+from converters.adapter_head import TrainedHead
 from converters.base import Family, find_family
 from converters.card import card_metadata
 from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, load_float32, row_count
@@ -47,6 +48,7 @@ def convert_base(
     outtype: str = "auto",
     metadata: Mapping[str, str | int | float | bool] | None = None,
     merge: Path | None = None,
+    trained: TrainedHead | None = None,
     on_tensor: OnTensor | None = None,
     check_space: Callable[[int], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
@@ -54,9 +56,10 @@ def convert_base(
     """Convert the Hugging Face directory `model_dir` to the GGUF file `out_path`, which is written in place.
 
     `outtype` is one of `OUTTYPES`; `metadata` is added to the header; `merge` is a PEFT directory whose adapter is
-    merged into the weights; `check_space` is called with the file's size in bytes before anything is written;
-    `on_notice` is told what of the checkpoint is left out on purpose. Raises `ConverterError`: `CorruptCheckpoint` for
-    broken files, `UnsupportedModel` for what llama.cpp cannot run exactly.
+    merged into the weights, `trained` what is known of the head that was trained with it; `check_space` is called with
+    the file's size in bytes before anything is written; `on_notice` is told what of the checkpoint is left out on
+    purpose. Raises `ConverterError`: `CorruptCheckpoint` for broken files, `UnsupportedModel` for what llama.cpp cannot
+    run exactly.
     """
     if outtype not in OUTTYPES:
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(OUTTYPES)}.")
@@ -68,7 +71,7 @@ def convert_base(
         if merge is not None:
             from converters.merge import merge_adapter
 
-            merged = merge_adapter(base, merge, base_dir=inside, values=values)
+            merged = merge_adapter(base, merge, base_dir=inside, values=values, trained=trained)
             checkpoint, family, tokenizer_dir = merged.checkpoint, merged.family, merged.tokenizer_dir
         outputs = plan(family, checkpoint)
         wanted = _guess_type(checkpoint) if outtype == "auto" else _TYPES[outtype]

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter_config import MERGE_WITH_PEFT, AdapterConfig, read_adapter_config
-from converters.adapter_weights import AdapterWeights, Lora, Pair, is_transposed, read_adapter_weights
+from converters.adapter_head import TrainedHead, adapted_family
+from converters.adapter_weights import AdapterFile, AdapterWeights, Lora, Pair, is_transposed, read_adapter_weights
 from converters.base import Family, find_family
 from converters.checkpoint import Checkpoint, row_count, to_float32
 from converters.errors import CorruptCheckpoint, UnsupportedAdapter
@@ -37,13 +38,20 @@ class MergedModel:
     """Where the vocabulary is: the base's directory, or the adapter's when it brings its own."""
 
 
-def merge_adapter(base: Checkpoint, adapter_dir: Path, *, base_dir: Path, values: Mapping[str, Any]) -> MergedModel:
+def merge_adapter(
+    base: Checkpoint,
+    adapter_dir: Path,
+    *,
+    base_dir: Path,
+    values: Mapping[str, Any],
+    trained: TrainedHead | None = None,
+) -> MergedModel:
     """Merge the adapter in `adapter_dir` into the checkpoint `base`, whose config.json holds `values`.
 
     Raises `CorruptCheckpoint` for broken files, `UnsupportedAdapter` for an adapter that no weights can stand for.
     """
     config = read_adapter_config(adapter_dir)
-    family = find_family(values)
+    family = adapted_family(values, config, AdapterFile(adapter_dir), trained or TrainedHead())
     weights = read_adapter_weights(adapter_dir, config, family)
     sources = _sources(base, family)
     _share_replacements(config, family, weights, sources)
@@ -51,7 +59,7 @@ def merge_adapter(base: Checkpoint, adapter_dir: Path, *, base_dir: Path, values
     tokenizer_dir = base_dir
     if vocabulary != family.config.natural("vocab_size"):
         tokenizer_dir = _own_tokenizer(adapter_dir, vocabulary)
-        family = find_family({**values, "vocab_size": vocabulary})
+        family = find_family({**family.config, "vocab_size": vocabulary})
     return MergedModel(_Merged(base, family, config, weights, sources), family, tokenizer_dir)
 
 
@@ -113,7 +121,8 @@ class _Merged:
         others = [name for name in base.names if name not in self._sources.values()]
         self._others = {name: name for name in others}
         """What the family has no table entry for; passed through, for the plan to judge."""
-        self._names = (*self._sources, *others)
+        new = [name for name in weights.replaced if name not in self._sources and family.is_head_weight(name)]
+        self._names = (*self._sources, *others, *new)
 
     @property
     def names(self) -> Sequence[str]:

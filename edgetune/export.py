@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import converters
 from edgetune.artifacts import BASE_NAME_KEY, RUN_RECORD, RUN_RECORD_KEY, Fingerprint, Gguf, Run
@@ -25,8 +26,8 @@ from edgetune.fingerprint import (
     safetensors_files,
     text_sha256,
 )
-from edgetune.gguf_header import read_gguf
-from edgetune.library import classify, find_model, list_models
+from edgetune.gguf_header import GgufHeader, read_gguf
+from edgetune.library import classify, find_model, list_models, read_config
 from edgetune.paths import check_disk_space, whole_file
 from edgetune.quantize import find_quant_type, quantize
 
@@ -38,6 +39,9 @@ ADAPTER_OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TEMPLATE_KEY = "tokenizer.chat_template"
+
+CONFIG_KEY = "edgetune.config"
+"""GGUF metadata key: config.json of the checkpoint, so that the file can be trained on."""
 TOOL_TEMPLATE_KEY = "tokenizer.chat_template.tool_use"
 
 _TYPE_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
@@ -117,6 +121,7 @@ def export_adapter(
             metadata=metadata,
             on_tensor=_reporter(sink),
             check_space=_space_checker(out_path),
+            trained=_trained_head(run),
         )
     return read_gguf(out_path)
 
@@ -162,6 +167,19 @@ def model_name(model_dir: Path) -> str:
     return path.name
 
 
+def locate_gguf_weights(
+    header: GgufHeader, config: Mapping[str, Any]
+) -> Mapping[str, tuple[converters.Piece, ...]]:
+    """Where the weights of the checkpoint that `config` (config.json) describes lie in the file of `header`.
+
+    Checkpoint name → pieces whose rows, one after the other, are that weight; a tied head is left out. Raises
+    `UnsupportedError` for a family whose weights cannot be used from a file as they are, `CorruptFileError` for a file
+    that lacks some.
+    """
+    with _translated_errors():
+        return converters.locate_weights(config, [tensor.name for tensor in header.tensors])
+
+
 def load_run(adapter_dir: Path) -> Run | None:
     """The run record of `adapter_dir`; None when it is a PEFT directory from elsewhere."""
     return Run.load(adapter_dir) if (adapter_dir / RUN_RECORD).is_file() else None
@@ -171,7 +189,7 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
     fingerprint = fingerprint_checkpoint(model_dir, sink=sink)
     name = model_name(model_dir)
     if merge is None:
-        return {**fingerprint.to_metadata(), BASE_NAME_KEY: name}
+        return {**fingerprint.to_metadata(), BASE_NAME_KEY: name, CONFIG_KEY: _config_text(model_dir)}
     run = load_run(merge)
     _check_trained_on(run, model_dir, fingerprint, sink)
     template = read_chat_template(merge)
@@ -189,6 +207,21 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
         **({TOOL_TEMPLATE_KEY: ""} if template and template != read_chat_template(model_dir) else {}),
         **({RUN_RECORD_KEY: json.dumps(run.record(), ensure_ascii=False)} if run else {}),
     }
+
+
+def _trained_head(run: Run | None) -> converters.TrainedHead | None:
+    """What the run's record says of the head that was trained; None where there is no record."""
+    if run is None or run.task not in ("classification", "regression", "embedding"):
+        return None
+    task = "multilabel" if run.data.get("multi_label") else run.task
+    labels = [str(label) for label in run.data.get("labels") or ()]
+    return converters.TrainedHead(task, labels, str(run.data.get("pooling") or ""))
+
+
+def _config_text(model_dir: Path) -> str:
+    """config.json in one line, without what names a place on this machine."""
+    values = {key: value for key, value in read_config(model_dir).items() if not key.startswith("_")}
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
 
 def _has_own_tokenizer(adapter_dir: Path, base_dir: Path) -> bool:
@@ -255,6 +288,7 @@ def _convert_base(
             outtype=outtype,
             metadata=metadata,
             merge=merge,
+            trained=_trained_head(load_run(merge) if merge else None),
             on_tensor=_reporter(sink),
             check_space=check_space,
             on_notice=lambda text: sink(Notice(text)),
