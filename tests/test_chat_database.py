@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgetune.chat import Conversation, Node, Session, Tree, open_session
-from edgetune.chat import database as database_module
+from edgetune.chat import Conversation, Node, Session, Tree, kv_states, open_session, sqlite_file
 from edgetune.chat.autosave import Autosave
 from edgetune.chat.commands import COMMANDS, commands_page, run_command
 from edgetune.chat.database import ChatDatabase, SavedSession, title_of
@@ -135,7 +134,7 @@ def test_a_state_of_other_adapters_is_not_taken_up(chat: OpenChat, session: Sess
         assert len(later.conversation.messages) == 2
     session.engine.set_adapters([])
     with OpenChat(session, session.converse()) as later:
-        chat.database.state_path(saved).write_bytes(b"damaged")
+        chat.database.states.path(saved).write_bytes(b"damaged")
         assert "no evaluation" not in do(later, f"/resume {saved}").text
 
 
@@ -208,7 +207,7 @@ def test_search(chat: OpenChat) -> None:
 
 
 def test_search_without_full_text_search(chat: OpenChat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(database_module, "_INDEX", "CREATE VIRTUAL TABLE words USING nothing (content)")
+    monkeypatch.setattr(sqlite_file, "_INDEX", "CREATE VIRTUAL TABLE words USING nothing (content)")
     plain = ChatDatabase(tmp_path / "plain.sqlite")
     plain.save(SavedSession("a", "t"), [Node("user", "Where is the station?")], head=None)
     assert [one.excerpt for one in plain.search("STATION where")] == ["Where is the station?"]
@@ -243,12 +242,12 @@ def test_titles_and_deletion(chat: OpenChat) -> None:
     with pytest.raises(UsageError, match="you are in"):
         do(chat, f"/sessions delete {mine}")
     do(chat, "/clear")
-    assert chat.database.state_path(mine).is_file()
+    assert chat.database.states.path(mine).is_file()
     say(chat, "another")
     assert [row[0] for row in do(chat, "/sessions").rows] == [chat.saving.session_id[:8], mine[:8]]
     do(chat, f"/sessions delete {mine[:5]}")
     assert [one.id for one in chat.database.sessions()] == [chat.saving.session_id]
-    assert not chat.database.state_path(mine).exists()
+    assert not chat.database.states.path(mine).exists()
     assert chat.database.search("hello") == []
     with pytest.raises(UsageError, match="no chat"):
         do(chat, f"/resume {mine}")
@@ -257,27 +256,27 @@ def test_titles_and_deletion(chat: OpenChat) -> None:
 
 
 def test_old_states_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_STATE_BYTES", 1000)
+    monkeypatch.setattr(kv_states, "_MOST_BYTES", 1000)
     database = ChatDatabase(tmp_path / "chats.sqlite")
     for age, name in ((30, "old"), (20, "newer"), (10, "newest")):
-        path = database.state_path(name)
+        path = database.states.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(300))
         os.utime(path, (time.time() - age, time.time() - age))
-    assert database.make_room_for_state("mine", 400)
-    assert sorted(path.stem for path in database.state_path("x").parent.iterdir()) == ["newer", "newest"]
-    assert not database.make_room_for_state("mine", 1001)
-    assert len(list(database.state_path("x").parent.iterdir())) == 2
+    assert database.states.make_room("mine", 400)
+    assert sorted(path.stem for path in database.states.path("x").parent.iterdir()) == ["newer", "newest"]
+    assert not database.states.make_room("mine", 1001)
+    assert len(list(database.states.path("x").parent.iterdir())) == 2
 
 
 def _full_disk(chat: OpenChat) -> None:
-    with chat.database._transaction() as sql:
+    with chat.database._file.transaction() as sql:
         pages = sql.execute("PRAGMA page_count").fetchone()[0]
         sql.execute(f"PRAGMA max_page_count = {pages}")
 
 
 def _roomy_disk(chat: OpenChat) -> None:
-    with chat.database._transaction() as sql:
+    with chat.database._file.transaction() as sql:
         sql.execute("PRAGMA max_page_count = 1000000")
 
 
@@ -302,8 +301,40 @@ def test_a_full_disk_is_told_once_and_nothing_is_lost(session: Session) -> None:
         assert saved.path()[1].meta["vote"] == "up"
 
 
+@pytest.mark.parametrize("happens", ["removed", "replaced"])
+def test_a_file_that_goes_under_a_running_chat_is_written_anew(session: Session, happens: str) -> None:
+    problems: list[EdgetuneError] = []
+    conversation = session.converse(sampling=GREEDY, max_tokens=40, top=3)
+    with OpenChat(session, conversation, on_problem=problems.append) as chat:
+        say(chat, "hello")
+        for path in chat.database.path.parent.glob("chats.sqlite*"):
+            path.unlink()
+        if happens == "replaced":
+            other = ChatDatabase(chat.database.path)
+            other.save(SavedSession("other", "Other"), head=None)
+            other.close()
+        say(chat, "and again")
+        saved = ChatDatabase().load(chat.saving.session_id)
+        said = [(node.id, node.content, node.ids) for node in conversation.tree.path()]
+        assert [(node.id, node.content, node.ids) for node in saved.path()] == said
+        assert all(len(node.choices) == len(node.ids) for node in saved.path() if node.role == "assistant")
+        assert [one.title for one in chat.database.sessions()] == ["hello", *["Other"] * (happens == "replaced")]
+    assert problems == []
+
+
+def test_a_state_that_cannot_be_kept_is_no_problem(session: Session, tmp_path: Path) -> None:
+    problems: list[EdgetuneError] = []
+    database = ChatDatabase(tmp_path / "chats.sqlite")
+    (tmp_path / "chats").write_text("in the way")
+    conversation = session.converse(sampling=GREEDY, max_tokens=4)
+    with OpenChat(session, conversation, database=database, on_problem=problems.append) as chat:
+        say(chat, "hello")
+    assert problems == []
+    assert len(ChatDatabase(database.path).sessions()) == 1
+
+
 def test_a_file_held_by_another_program(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "_WAIT_S", 0.01)
+    monkeypatch.setattr(sqlite_file, "_WAIT_S", 0.01)
     problems: list[EdgetuneError] = []
     with OpenChat(session, session.converse(sampling=GREEDY, max_tokens=4), on_problem=problems.append) as chat:
         say(chat, "hello")
@@ -342,7 +373,7 @@ def test_nobody_else_reads_what_was_said(chat: OpenChat) -> None:
     say(chat, "hello there, this is between us alone, if you do not mind")
     chat.close()
     assert chat.saving.database.path.stat().st_mode & 0o077 == 0
-    state = chat.saving.database.state_path(chat.saving.session_id)
+    state = chat.saving.database.states.path(chat.saving.session_id)
     assert state.is_file()
     assert state.parent.stat().st_mode & 0o077 == 0
 
@@ -532,11 +563,11 @@ def test_choices_are_written_once(tmp_path: Path) -> None:
         node.ids, node.choices = tuple(range(count)), choices[:count]
         database.save(session, [node], head=node.id)
     assert database.load("a").nodes[node.id].choices == choices
-    with database._transaction() as sql:
+    with database._file.transaction() as sql:
         blocks = [tuple(row) for row in sql.execute("SELECT start, stop FROM choices ORDER BY start")]
     assert blocks == [(0, 2), (2, 3), (3, 5)]
     database.delete("a")
-    with database._transaction() as sql:
+    with database._file.transaction() as sql:
         assert sql.execute("SELECT count(*) FROM choices").fetchone()[0] == 0
 
 

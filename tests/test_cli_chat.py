@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,10 @@ def test_a_checkpoint_is_converted_once_into_the_cache(tmp_path: Path) -> None:
     made = first.base.stat().st_mtime_ns
     assert choose_model(str(model_dir), (), sink=events.append) == first
     assert first.base.stat().st_mtime_ns == made
+    whole = first.base.read_bytes()
+    os.truncate(first.base, 1000)
+    assert choose_model(str(model_dir), (), sink=events.append) == first
+    assert first.base.read_bytes() == whole
 
 
 def test_lora_alone_finds_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -454,6 +459,8 @@ def test_a_full_context_is_foretold(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     chat_through(["tell me more about it, please"] * 12 + ["/overflow stop", "and again"], monkeypatch)
     err = capsys.readouterr().err
     foretold = err.index("with the next message, the oldest turn will leave it")
+    filled, size = map(int, re.findall(r"nearly full \((\d+) of (\d+) tokens\)", err)[0])
+    assert size / 2 < filled <= size
     assert foretold < err.index("The context is full: the oldest turn has left it")
     assert "(stop)" in err
 

@@ -322,7 +322,7 @@ async def test_keys_and_the_palette() -> None:
 async def test_ctrl_d_saves_and_leaves() -> None:
     async with chat_app(max_tokens=2) as driver:
         await driver.say("hello")
-        state = driver.chat.database.state_path(driver.chat.saving.session_id)
+        state = driver.chat.database.states.path(driver.chat.saving.session_id)
         await driver.press("ctrl+d")
         await driver.until(lambda: not driver.app.is_running)
         assert state.exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edgetune.chat.conversation import Conversation
@@ -73,7 +74,7 @@ class Autosave:
         self.session_id, self._tree, self._unsaved = saved.id, tree, {}
         conversation.system, conversation.sampling = saved.system, sampling
         conversation.open(tree)
-        path = self.database.state_path(saved.id)
+        path = self.database.states.path(saved.id)
         return self._session.engine.load_state(path, conversation.history_ids()) if path.exists() else 0
 
     def leave(self, conversation: Conversation) -> None:
@@ -87,16 +88,16 @@ class Autosave:
     def _save_state(self) -> None:
         engine = self._session.engine
         expected = engine.cached_tokens * engine.memory.per_token
-        if not expected or not self.database.make_room_for_state(self.session_id, expected):
-            return
-        try:
-            engine.save_state(self.database.state_path(self.session_id))
-        except EdgetuneError as error:
-            self._report(error)
+        # Where that fails nothing is lost: the history is evaluated the next time.
+        with suppress(EdgetuneError, OSError):
+            if expected and self.database.states.make_room(self.session_id, expected):
+                engine.save_state(self.database.states.path(self.session_id))
 
     def _write(self, conversation: Conversation, *nodes: Node) -> None:
         if self._tree is not conversation.tree:
             self._begin(conversation.tree)
+        if self.database.was_replaced():
+            self._unsaved = dict(conversation.tree.nodes)
         self._unsaved.update((node.id, node) for node in nodes)
         if not conversation.tree.nodes:
             return

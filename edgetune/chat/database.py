@@ -1,51 +1,28 @@
 """Every chat on this machine in one SQLite file, searchable, with its branches and what its replies were chosen from.
 
-Written block by block while a reply runs, so that a process that dies loses no more than the last block. Beside the
-file lie KV states (`state/ID.kv`), which the engine reads and writes; here they are only counted and removed. What
-goes wrong (a full disk, a locked or damaged file) is an `EdgetuneError`; whoever records goes on without.
+Written block by block while a reply runs, so that a process that dies loses no more than the last block. What goes
+wrong (a full disk, a locked or damaged file) is an `EdgetuneError`; whoever records goes on without.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from edgetune.chat.kv_states import KvStates
 from edgetune.chat.node_values import pack_choices, pack_ids, unpack_choices, unpack_ids
+from edgetune.chat.sqlite_file import SqliteFile
 from edgetune.chat.tree import Node, Tree
-from edgetune.errors import CorruptFileError, EdgetuneError, ResourceError, UsageError
+from edgetune.errors import CorruptFileError, UsageError
 from edgetune.paths import home_dir
 
-_VERSION = 1
-_WAIT_S = 1.0
-"""How long another program may hold the file before that is an error."""
-_STATE_BYTES = 4_000_000_000
-"""What all KV states together may take; the oldest go first."""
 _TITLE_LENGTH = 60
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    id TEXT PRIMARY KEY, title TEXT NOT NULL DEFAULT '', model TEXT NOT NULL DEFAULT '',
-    fingerprint TEXT NOT NULL DEFAULT '', adapters TEXT NOT NULL DEFAULT '[]', system TEXT NOT NULL DEFAULT '',
-    sampling TEXT NOT NULL DEFAULT '{}', head TEXT, created TEXT NOT NULL, updated TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS nodes (
-    number INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-    id TEXT NOT NULL, parent TEXT, role TEXT NOT NULL, content TEXT NOT NULL, created TEXT NOT NULL,
-    ids BLOB NOT NULL, meta TEXT NOT NULL, in_index INTEGER NOT NULL DEFAULT 0, UNIQUE (session, id)
-);
-CREATE TABLE IF NOT EXISTS choices (
-    session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, node TEXT NOT NULL,
-    start INTEGER NOT NULL, stop INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (session, node, start)
-);
-CREATE INDEX IF NOT EXISTS not_in_index ON nodes (in_index) WHERE in_index = 0;
-"""
 # A title that a person gave stays.
 _SAVE_SESSION = """
 INSERT INTO sessions (id, title, model, fingerprint, adapters, system, sampling, head, created, updated)
@@ -61,8 +38,6 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (session, id) DO UPDATE SET
     content = excluded.content, ids = excluded.ids, meta = excluded.meta, in_index = 0
 """
-# Pieces of three characters find a word's middle, and words of languages that write no spaces.
-_INDEX = "CREATE VIRTUAL TABLE words USING fts5 (content, tokenize = 'trigram')"
 _INDEXED_LENGTH = 3
 
 
@@ -104,21 +79,22 @@ class ChatDatabase:
         """`path` is `chats.sqlite` in the home unless given; nothing is opened yet."""
         self.path = path or home_dir() / "chats.sqlite"
         """Where it lies."""
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._has_index = False
+        self.states = KvStates(self.path.parent / "chats" / "state")
+        """The KV states of its chats."""
+        self._file = SqliteFile(self.path)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._file.close()
+
+    def was_replaced(self) -> bool:
+        """Whether the file was removed or replaced since it was used: what was in it has to be written anew."""
+        return self._file.was_replaced()
 
     def save(self, session: SavedSession, nodes: Iterable[Node] = (), *, head: str | None) -> None:
         """Write `session` and those of its `nodes` that are new or changed, all or nothing."""
         now = _now()
-        with self._transaction() as sql:
+        with self._file.transaction() as sql:
             values = (
                 session.id,
                 _storable(session.title),
@@ -139,7 +115,7 @@ class ChatDatabase:
         """All chats, the one that was spoken in last first."""
         if not self.path.exists():
             return []
-        with self._transaction() as sql:
+        with self._file.transaction() as sql:
             return [_session(row) for row in sql.execute(f"{_SELECT} ORDER BY updated DESC LIMIT ?", (limit,))]
 
     def find(self, key: str) -> SavedSession:
@@ -155,7 +131,7 @@ class ChatDatabase:
 
     def load(self, session_id: str) -> Tree:
         """Everything said in a chat. Raises `UsageError` when there is none, `CorruptFileError` for a broken one."""
-        with self._transaction() as sql:
+        with self._file.transaction() as sql:
             row = sql.execute("SELECT head FROM sessions WHERE id = ?", (session_id,)).fetchone()
             if row is None:
                 raise UsageError(f"There is no chat {session_id!r}.", hint="/sessions lists them.")
@@ -171,25 +147,25 @@ class ChatDatabase:
 
     def rename(self, session_id: str, title: str) -> None:
         """Give a chat another title."""
-        with self._transaction() as sql:
+        with self._file.transaction() as sql:
             sql.execute("UPDATE sessions SET title = ? WHERE id = ?", (_storable(title.strip()), session_id))
 
     def delete(self, session_id: str) -> None:
         """Remove a chat and its KV state."""
-        with self._transaction() as sql:
-            if self._has_index:
+        with self._file.transaction() as sql:
+            if self._file.has_index:
                 sql.execute(
                     "DELETE FROM words WHERE rowid IN (SELECT number FROM nodes WHERE session = ?)", (session_id,)
                 )
             sql.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
-        self.state_path(session_id).unlink(missing_ok=True)
+        self.states.remove(session_id)
 
     def search(self, words: str, *, limit: int = 50) -> list[Found]:
         """The messages that hold every one of `words`, newest first; case does not matter."""
         terms = words.split()
         if not terms or not self.path.exists():
             return []
-        with self._transaction() as sql:
+        with self._file.transaction() as sql:
             where, values = self._condition(sql, terms)
             rows = sql.execute(
                 f"SELECT id, session, content FROM nodes WHERE {where} ORDER BY created DESC LIMIT ?", (*values, limit)
@@ -200,22 +176,6 @@ class ChatDatabase:
             for row in rows
             if row["session"] in by_id
         ]
-
-    def state_path(self, session_id: str) -> Path:
-        """Where the KV state of a chat is kept."""
-        return self.path.parent / "chats" / "state" / f"{session_id}.kv"
-
-    def make_room_for_state(self, session_id: str, expected_bytes: int) -> bool:
-        """Remove the oldest KV states until this one fits; False when it never will."""
-        if expected_bytes > _STATE_BYTES:
-            return False
-        mine = self.state_path(session_id)
-        mine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = [(path.stat(), path) for path in mine.parent.glob("*.kv") if path != mine]
-        others.sort(key=lambda one: one[0].st_mtime)
-        while others and expected_bytes + sum(stat.st_size for stat, _ in others) > _STATE_BYTES:
-            others.pop(0)[1].unlink(missing_ok=True)
-        return True
 
     def _save_node(self, sql: sqlite3.Connection, session_id: str, node: Node) -> None:
         values = (
@@ -239,7 +199,7 @@ class ChatDatabase:
 
     def _condition(self, sql: sqlite3.Connection, terms: Sequence[str]) -> tuple[str, list[str]]:
         """What a message's row has to fulfil, and the values in it."""
-        if self._has_index and all(len(term) >= _INDEXED_LENGTH for term in terms):
+        if self._file.has_index and all(len(term) >= _INDEXED_LENGTH for term in terms):
             # Running replies change too often to be indexed while they run.
             sql.execute("DELETE FROM words WHERE rowid IN (SELECT number FROM nodes WHERE in_index = 0)")
             sql.execute("INSERT INTO words (rowid, content) SELECT number, content FROM nodes WHERE in_index = 0")
@@ -248,69 +208,6 @@ class ChatDatabase:
             return "number IN (SELECT rowid FROM words WHERE words MATCH ?)", [quoted]
         escaped = [term.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for term in terms]
         return " AND ".join(["content LIKE ? ESCAPE '\\'"] * len(terms)), [f"%{term}%" for term in escaped]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                connection = self._open()
-                with connection:
-                    yield connection
-            except sqlite3.Error as error:
-                raise self._explained(error) from error
-            except OSError as error:
-                raise EdgetuneError(f"{self.path} cannot be written: {error.strerror or error}.") from error
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # What people say to a model is theirs alone.
-            self.path.touch(mode=0o600, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False)
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
-        # A process that dies loses nothing; a machine that loses power may lose the last blocks, never the file.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise EdgetuneError(f"{self.path} was written by a newer edgetune.", hint="Update edgetune.")
-        if version < _VERSION:
-            with connection:
-                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        self._has_index = self._find_index(connection)
-
-    def _find_index(self, connection: sqlite3.Connection) -> bool:
-        """Whether this SQLite has full-text search; makes its table where it is missing."""
-        try:
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'words'").fetchone():
-                connection.execute(_INDEX)
-            connection.execute("SELECT 1 FROM words LIMIT 1")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "full" in str(error):
-                raise
-            return False
-        return True
-
-    def _explained(self, error: sqlite3.Error) -> EdgetuneError:
-        text = str(error)
-        if "full" in text:
-            return ResourceError(f"The disk is full: {self.path} was not written.", hint="Free some space.")
-        if "locked" in text or "busy" in text:
-            return EdgetuneError(f"{self.path} is held by another program.", hint="Close it, or try again.")
-        if isinstance(error, sqlite3.OperationalError):
-            return EdgetuneError(f"{self.path} cannot be used: {text}.")
-        hint = f"Move it away: mv {self.path} {self.path}.old"
-        return CorruptFileError(f"{self.path} is damaged: {text}.", hint=hint)
 
 
 _SELECT = "SELECT *, (SELECT count(*) FROM nodes WHERE session = sessions.id) AS messages FROM sessions"

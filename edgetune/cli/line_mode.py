@@ -88,7 +88,7 @@ def show_outcome(outcome: Outcome) -> None:
 def foretell_overflow(conversation: Conversation) -> None:
     """Say so when even a short message will find the context full."""
     forecast = conversation.forecast(_SHORT_MESSAGE)
-    full = f"The context is nearly full ({forecast.tokens} of {forecast.size} tokens)"
+    full = f"The context is nearly full ({conversation.engine.cached_tokens} of {forecast.size} tokens)"
     if forecast.refused:
         say_dim(f"{full}: the next message will not be answered. /overflow drop lets the oldest turns leave it.")
     elif forecast.dropped_turns:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgetune.cli.progress import say, show_progress
-from edgetune.errors import ResourceError, UsageError
+from edgetune.errors import CorruptFileError, ResourceError, UsageError
 from edgetune.events import Notice, Sink
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def as_gguf(base: Path, *, sink: Sink) -> Path:
     fingerprint = fingerprint_checkpoint(base, sink=sink)
     key = "-".join(part[:12] for part in (fingerprint.weights, fingerprint.tokenizer, fingerprint.template) if part)
     path = cache_dir() / "gguf" / key / f"{base.resolve().name}.gguf"
-    if not path.is_file():
+    if not _is_whole(path):
         from edgetune.export import export_base
 
         sink(Notice(f"Converting {base.resolve().name} for llama.cpp, this once."))
@@ -152,6 +152,19 @@ def as_gguf(base: Path, *, sink: Sink) -> Path:
                 error.hint = "Let EDGETUNE_HOME name a directory with room, or convert it yourself: edgetune convert"
             raise
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is a GGUF at `path`; one that was cut can be made again."""
+    from edgetune.gguf_header import read_gguf_header
+
+    if not path.is_file():
+        return False
+    try:
+        read_gguf_header(path)
+    except CorruptFileError:
+        return False
+    return True
 
 
 def _find_draft(draft: str, *, sink: Sink) -> str:
