@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.base import EMBEDDING, HEAD, Family, Target, Weight
+from converters.base import EMBEDDING, HEAD, Target, Weight, find_family
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.operations import Add, RotaryRows, RowSlice, Scale
 
@@ -32,12 +32,14 @@ class Piece:
     """What its values have to be multiplied by."""
 
 
-def locate_weights(family: Family, tensors: Collection[str]) -> Mapping[str, tuple[Piece, ...]]:
+def locate_weights(values: Mapping[str, Any], tensors: Collection[str]) -> Mapping[str, tuple[Piece, ...]]:
     """Checkpoint name → the pieces whose rows, one after the other, are that weight.
 
-    `tensors` are the names in the file. A tied head is left out. Raises `UnsupportedModel` for a family whose weights
-    cannot be used from a GGUF file as they are, `CorruptCheckpoint` for a file that lacks some.
+    `values` are the fields of the checkpoint's config.json, `tensors` the names in the file. A tied head is left out.
+    Raises `UnsupportedModel` for a family whose weights cannot be used from a GGUF file as they are,
+    `CorruptCheckpoint` for a file that lacks some.
     """
+    family = find_family(values)
     found = {}
     for name, entry in family.table.items():
         if name == family.head_name and HEAD not in tensors and EMBEDDING in tensors:

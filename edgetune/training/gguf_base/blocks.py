@@ -1,0 +1,58 @@
+"""A matrix in ggml's quantized blocks, mapped from its file, and dequantized whenever its numbers are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgetune.gguf_tensors import dequantize
+
+_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types that torch computes with as they are."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of one width, each a whole number of blocks: rows can be picked without touching their numbers."""
+
+    raw: NDArray[np.uint8]
+    """(rows, bytes of a row)"""
+    kind: str
+    """ggml's type, e.g. "Q4_K"."""
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)"""
+        return len(self.raw), self.columns
+
+    def matrix(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """All numbers, (rows, columns)."""
+        return self._numbers(self.raw, dtype, device)
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The rows `ids` (n,), each dequantized once: (n, columns)."""
+        unique, places = torch.unique(ids.cpu(), return_inverse=True)
+        numbers = self._numbers(self.raw[unique.numpy()], dtype, device)
+        return numbers[places.to(device)]
+
+    def _numbers(self, raw: NDArray[np.uint8], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if self.kind in _TORCH:
+            # Read-only memory of the mapped file: torch only reads it.
+            plain = torch.from_numpy(np.require(raw, requirements=["W"]) if not raw.flags.writeable else raw)
+            values = plain.view(_TORCH[self.kind])
+        else:
+            values = torch.from_numpy(dequantize(raw.reshape(-1), self.kind)).view(len(raw), self.columns)
+        return values.to(device=device, dtype=dtype)
+
+
+def join(parts: list[Blocks]) -> Blocks:
+    """The rows of all `parts`, which have one type and width, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({(part.kind, part.columns) for part in parts}) > 1:
+        raise ValueError("parts of one matrix have several types")
+    return Blocks(np.concatenate([part.raw for part in parts]), parts[0].kind, parts[0].columns)

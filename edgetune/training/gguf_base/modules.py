@@ -1,0 +1,77 @@
+"""Layers that compute with a matrix in blocks: dequantized in the forward pass, let go, and again in the backward pass.
+
+To PEFT and to everything else they are linear layers and embeddings; `weight` gives the numbers to whoever asks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgetune.training.gguf_base.blocks import Blocks
+
+
+class _LinearFunction(torch.autograd.Function):
+    """y = x·Wᵀ + b of a frozen W; keeps nothing of W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: BlockLinear, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.layer = layer
+        return torch.nn.functional.linear(x, layer.numbers(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grad @ ctx.layer.numbers(grad.dtype), None, None
+
+
+class BlockLinear(torch.nn.Linear):
+    """A frozen linear layer whose matrix stays in its blocks."""
+
+    def __init__(self, blocks: Blocks, bias: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device) -> None:
+        torch.nn.Module.__init__(self)
+        self.out_features, self.in_features = blocks.shape
+        self.blocks, self.dtype, self.device = blocks, dtype, device
+        self.bias = None if bias is None else torch.nn.Parameter(bias.to(device, dtype), requires_grad=False)  # type: ignore[assignment]
+
+    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix, dequantized: (out, in)."""
+        return self.blocks.matrix(dtype, self.device)
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The matrix, dequantized anew each time: (out, in)."""
+        return self.numbers(self.dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(…, in) → (…, out)"""
+        x = input.to(self.dtype) if torch.is_autocast_enabled(self.device.type) else input
+        result: torch.Tensor = _LinearFunction.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
+        return result
+
+    def reset_parameters(self) -> None:
+        """Nothing: the matrix is the file's."""
+
+
+class BlockEmbedding(torch.nn.Embedding):
+    """A frozen embedding whose table stays in its blocks; only the rows asked for are dequantized."""
+
+    def __init__(self, blocks: Blocks, *, scale: float, dtype: torch.dtype, device: torch.device) -> None:
+        torch.nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = blocks.shape
+        self.blocks, self.scale, self.dtype, self.device = blocks, scale, dtype, device
+        self.padding_idx = self.max_norm = None
+        self.norm_type, self.scale_grad_by_freq, self.sparse = 2.0, False, False
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The table, dequantized anew each time: (vocabulary, hidden)."""
+        return self.blocks.matrix(self.dtype, self.device)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(…) ids → (…, hidden)"""
+        rows = self.blocks.rows(input.reshape(-1), self.dtype, self.device).view(*input.shape, -1)
+        return rows * self.scale if self.scale != 1.0 else rows
+
+    def reset_parameters(self) -> None:
+        """Nothing: the table is the file's."""
