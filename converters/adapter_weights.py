@@ -84,6 +84,8 @@ class AdapterFile:
                 f"{adapter_dir} has no {WEIGHTS_NAME}.", hint="Point to a finished adapter directory."
             )
         header, self._data_start = read_header(self.path)
+        if odd := next((name for name, (dtype, _, _) in header.items() if dtype not in STORAGE), None):
+            raise UnsupportedAdapter(f"{self.path} holds {odd!r} as {header[odd][0]}, which is no plain number.")
         self._entries = header
         self.names = tuple(header)
 

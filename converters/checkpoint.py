@@ -29,6 +29,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }
 """safetensors dtype → how its values lie in memory; bfloat16 as raw 16-bit words."""
 
+_BUFFERS = {"I64": 8, "I32": 4, "BOOL": 1}
+"""Types of tensors that hold no weights, such as position numbers, and the size of their values."""
 _MAX_HEADER_BYTES = 100_000_000
 _AGAIN = "Download or save the checkpoint again."
 
@@ -44,7 +46,7 @@ class Checkpoint(Protocol):
         """The tensor's shape; its last axis is contiguous."""
 
     def dtype(self, name: str) -> str:
-        """A key of `STORAGE`: "F64", "F32", "F16" or "BF16"."""
+        """A key of `STORAGE`: "F64", "F32", "F16" or "BF16"; of what holds no weights, "I64" and the like."""
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows `start`…`stop` of the tensor seen as (product of the other axes, last axis), as stored (see `STORAGE`).
@@ -202,12 +204,13 @@ def _parse_entry(name: str, entry: Mapping[str, Any]) -> tuple[str, tuple[int, .
     begin, end = entry["data_offsets"]
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"{name!r} has a shape or offsets that are not natural numbers")
-    if dtype not in STORAGE:
+    size = STORAGE[dtype].itemsize if dtype in STORAGE else _BUFFERS.get(dtype)
+    if size is None:
         raise UnsupportedModel(
             f"The tensor {name!r} is stored as {dtype}, which is not a plain floating-point type.",
             hint="Use the full-precision (16 or 32 bit) version of this model and quantize it after the conversion.",
         )
-    if math.prod(shape) * STORAGE[dtype].itemsize != end - begin:
+    if math.prod(shape) * size != end - begin:
         raise ValueError(f"{name!r} is {shape} of {dtype}, but takes {end - begin} bytes")
     return dtype, tuple(shape), begin, end
 

@@ -138,6 +138,7 @@ def _size_label(outputs: list[Output]) -> str:
 def _guess_type(checkpoint: Checkpoint) -> TensorType:
     # All matrices, not the first: what an adapter was merged into is float32, and float16 keeps more of it.
     dtypes = {checkpoint.dtype(name) for name in checkpoint.names if len(checkpoint.shape(name)) >= 2}
+    dtypes &= STORAGE.keys()
     return TensorType.BF16 if dtypes == {"BF16"} else TensorType.F16
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from converters.base import Family
-from converters.checkpoint import Checkpoint, row_count
+from converters.checkpoint import STORAGE, Checkpoint, row_count
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.operations import Operation, RowSlice, Transpose
 
@@ -67,6 +67,11 @@ def _match(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
     for source in checkpoint.names:
         name = family.canonical(source)
         if name in family.table:
+            if checkpoint.dtype(source) not in STORAGE:
+                raise UnsupportedModel(
+                    f"The tensor {source!r} is stored as {checkpoint.dtype(source)}, which is not a plain "
+                    "floating-point type."
+                )
             if name not in sources:
                 sources[name] = source
             elif not family.may_repeat(source):

@@ -309,7 +309,7 @@ def _stored_types(model_dir: Path) -> set[str]:
         str(entry["dtype"])
         for path in safetensors_files(model_dir)
         for entry in read_safetensors_header(path)[0].values()
-        if len(entry["shape"]) >= 2
+        if len(entry["shape"]) >= 2 and str(entry["dtype"])[0] in "FB" and entry["dtype"] != "BOOL"
     }
 
 
