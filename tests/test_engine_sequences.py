@@ -117,7 +117,7 @@ def test_replies_side_by_side_are_what_they_are_alone(engine: LlamaEngine, batch
         engine.forget()
         alone.append(reply(engine, prompt, sampling, 20, **options))
     engine.forget()
-    engine._is_on_gpu = batched  # there a batch is tried first
+    engine._opened.is_on_gpu = batched  # there a batch is tried first
     engine.costs.record(1, 1.0)
     engine.costs.record(2, 0.5 if batched else 9.0)
     together = [engine.generate(prompt, sampling, max_tokens=20, **options) for prompt, sampling, options in settings]
