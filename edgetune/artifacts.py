@@ -147,6 +147,32 @@ class LogitsParity:
 
 
 @dataclass(frozen=True)
+class VectorParity:
+    """How texts' vectors and a head's outputs compare, torch as the reference."""
+
+    texts: int
+    min_cosine: float
+    """The least cosine between a text's two vectors."""
+    mean_distance: float
+    """Mean of 1 - cosine."""
+    max_difference: float
+    """The largest difference of two numbers in vectors of length 1."""
+    bound: float
+    """What `bounded` has to keep to: at least, for "min_cosine"; at most, for "mean_distance"."""
+    bounded: Literal["min_cosine", "mean_distance"] = "min_cosine"
+    score_difference: float | None = None
+    """The largest difference of a probability (regression: of a value, relative to the largest one); None: no head."""
+    score_bound: float = 0.0
+    """What `score_difference` may at most be."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether vectors and scores are within their bounds; NaN is not."""
+        near = self.min_cosine >= self.bound if self.bounded == "min_cosine" else self.mean_distance <= self.bound
+        return bool(near and (self.score_difference is None or self.score_difference <= self.score_bound))
+
+
+@dataclass(frozen=True)
 class ParityCheck:
     """One compared thing: the tokenizer, the template, the stop set."""
 
@@ -174,8 +200,11 @@ class ParityReport:
     logits: LogitsParity | None
     """None when torch is not installed; `not_checked` says so."""
     not_checked: tuple[str, ...] = ()
+    vectors: VectorParity | None = None
+    """In place of `logits` where a model does not write text."""
 
     @property
     def passed(self) -> bool:
         """Whether every check made was passed."""
-        return all(check.passed for check in self.checks) and (self.logits is None or self.logits.passed)
+        measured = (self.logits, self.vectors)
+        return all(check.passed for check in self.checks) and all(one is None or one.passed for one in measured)

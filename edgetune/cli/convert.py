@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from edgetune.artifacts import Fingerprint, Gguf, ParityReport
+from edgetune.artifacts import Fingerprint, Gguf, ParityReport, VectorParity
 from edgetune.cli.progress import amount, say, show_progress
 from edgetune.cli.terminal import typed_path
 from edgetune.errors import EdgetuneError, ParityError, UsageError
@@ -32,7 +32,7 @@ from edgetune.export import (
     resolve_outtype,
 )
 from edgetune.fingerprint import fingerprint_checkpoint
-from edgetune.gguf_header import read_gguf
+from edgetune.gguf_header import read_gguf, read_gguf_header
 from edgetune.library import classify, find_model, list_models, register
 from edgetune.paths import check_replaceable, hidden_path
 from edgetune.quantize import find_quant_type
@@ -113,7 +113,7 @@ def command(
     register(job.out_path)
     size = job.out_path.stat().st_size
     say(f"{gguf.file_type or 'GGUF'}, {amount(size, 'bytes')} in {seconds:.1f} s" + _proof(report, no_verify=no_verify))
-    say(f"Next: edgetune chat {'--lora ' if job.is_adapter else ''}{shlex.quote(typed_path(job.out_path))}")
+    say(f"Next: edgetune {_next_command(job, shlex.quote(typed_path(job.out_path)))}")
     if as_json:
         values = {
             "path": str(job.out_path),
@@ -126,6 +126,16 @@ def command(
         click.echo(json.dumps(values))
     else:
         click.echo(job.out_path)
+
+
+def _next_command(job: _Job, path: str) -> str:
+    """How the file is used: a model that writes text is chatted with, others turn texts into labels or vectors."""
+    header = read_gguf_header(job.out_path)
+    task = header.metadata.get("edgetune.task", "embedding" if "bert" in header.architecture else None)
+    if task in (None, "seq2seq"):
+        return f"{'chat' if task is None else 'generate'} {'--lora ' if job.is_adapter else ''}{path}"
+    verb = "embed" if task == "embedding" else "classify"
+    return f"{verb} {f'{shlex.quote(str(job.base_dir))} --lora ' if job.is_adapter else ''}{path}"
 
 
 def _plan(
@@ -276,12 +286,19 @@ def _known_base(fingerprint: Fingerprint) -> Path | None:
 def _proof(report: ParityReport | None, *, no_verify: bool) -> str:
     if report is None:
         return ", not compared with the original (--no-verify)" if no_verify else ""
+    if vectors := report.vectors:
+        return _vector_proof(vectors)
     if report.logits is None:
         return f", proved in part; not compared: {', '.join(report.not_checked)}"
     logits = report.logits
     kind = "mean" if logits.bounded == "mean_kl" else "max"
     measured = f"{kind} KL {getattr(logits, logits.bounded):.2g}, at most {logits.bound:.2g} was allowed"
     return f", proved: {measured}; same top token at {logits.top1:.1%} of positions"
+
+
+def _vector_proof(vectors: VectorParity) -> str:
+    scores = "" if vectors.score_difference is None else f"; scores at most {vectors.score_difference:.2g} apart"
+    return f", proved: vectors with a cosine of at least {vectors.min_cosine:.6f} on {vectors.texts} texts{scores}"
 
 
 def _parity_values(report: ParityReport | None) -> dict[str, Any] | None:

@@ -37,8 +37,8 @@ def encoder_options(function: _Function) -> _Function:
                 help="llama.cpp, or torch for a Hugging Face directory or a run; auto is llama.cpp where it can.",
             ),
             click.option(
-                "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-                help="What torch computes in; auto is bfloat16 where the processor does.",
+                "--dtype", type=click.Choice(["auto", "f32", "bf16"]), default="auto", show_default=True,
+                help="What torch computes in; auto is bf16 where the processor does.",
             ),
             click.option(
                 "--long", type=click.Choice(["truncate", "window", "error"]), default="truncate", show_default=True,

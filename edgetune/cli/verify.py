@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgetune import library
-from edgetune.artifacts import ParityCheck, ParityReport
+from edgetune.artifacts import ParityCheck, ParityReport, VectorParity
 from edgetune.cli.progress import show_progress
 from edgetune.errors import ParityError
 from edgetune.parity import verify
@@ -22,6 +23,7 @@ _WHAT = {
     "stop": "BOS, EOS, stop tokens",
     "structure": "structure",
     "adapter_effect": "adapter's effect",
+    "head": "head",
 }
 
 
@@ -74,6 +76,8 @@ def require_passed(report: ParityReport) -> None:
     if failed is not None:
         what = _WHAT.get(failed.name, failed.name)
         difference = f"{what} {'differ' if what.endswith('s') else 'differs'}: {failed.first_difference}"
+    elif report.vectors is not None and not report.vectors.passed:
+        difference = _vector_difference(report.vectors)
     else:
         assert logits is not None
         measured = getattr(logits, logits.bounded)
@@ -86,6 +90,18 @@ def require_passed(report: ParityReport) -> None:
     raise ParityError(
         f"{name} is not what was trained: {difference}.",
         hint="Do not use this file. Convert again; if it stays so, please report the model's architecture.",
+    )
+
+
+def _vector_difference(vectors: VectorParity) -> str:
+    scores = vectors.score_difference
+    if scores is not None and not scores <= vectors.score_bound:
+        return f"scores differ by {scores:.3g}, expected of this file type is at most {vectors.score_bound:.2g}"
+    if vectors.bounded == "min_cosine":
+        return f"vectors differ: the least cosine is {vectors.min_cosine:.6f}, expected is at least {vectors.bound:.6f}"
+    return (
+        f"vectors differ: 1 - cosine is {vectors.mean_distance:.3g} on average, expected of this file type is at most "
+        f"{vectors.bound:.3g}"
     )
 
 
@@ -105,6 +121,19 @@ def report_values(report: ParityReport) -> dict[str, Any]:
         "bound": logits.bound,
         "bounded": logits.bounded,
     }
+    if vectors := report.vectors:
+        values["embeddings"] = {
+            "passed": vectors.passed,
+            "texts": vectors.texts,
+            "min_cosine": _finite(vectors.min_cosine),
+            "mean_distance": _finite(vectors.mean_distance),
+            "max_difference": _finite(vectors.max_difference),
+            "bound": vectors.bound,
+            "bounded": vectors.bounded,
+        }
+        if vectors.score_difference is not None:
+            measured = _finite(vectors.score_difference)
+            values["scores"] = {"max_difference": measured, "bound": vectors.score_bound}
     values["not_checked"] = list(report.not_checked)
     return values
 
@@ -128,9 +157,31 @@ def print_report(report: ParityReport) -> None:
         table.add_row(_mark(logits.passed), "next tokens", measured, f"at most {logits.bound:.2g} for this file type")
         other = f"max KL {logits.max_kl:.2g}" if kind == "mean" else f"mean KL {logits.mean_kl:.2g}"
         table.add_row("", "", other, f"top-1 {logits.top1:.1%} at {logits.positions} positions")
+    if vectors := report.vectors:
+        for row in _vector_rows(vectors):
+            table.add_row(*row)
     for missing in report.not_checked:
         table.add_row("[yellow]![/]", "not checked", "", escape(missing))
     Console().print(table)
+
+
+def _vector_rows(vectors: VectorParity) -> Iterator[tuple[str, str, str, str]]:
+    measured, bound = f"least cosine {vectors.min_cosine:.6f}", f"at least {vectors.bound:.6f}"
+    if vectors.bounded == "mean_distance":
+        measured = f"1 - cosine {vectors.mean_distance:.2g}"
+        bound = f"at most {vectors.bound:.2g} on average for this file type"
+        near = vectors.mean_distance <= vectors.bound
+    else:
+        near = vectors.min_cosine >= vectors.bound
+    yield _mark(near), "vectors", measured, bound
+    yield "", "", f"largest difference {vectors.max_difference:.2g}", f"{vectors.texts} texts"
+    if (scores := vectors.score_difference) is not None:
+        yield (
+            _mark(scores <= vectors.score_bound),
+            "scores",
+            f"{scores:.2g} apart",
+            f"at most {vectors.score_bound:.2g}",
+        )
 
 
 def _check_values(check: ParityCheck) -> dict[str, Any]:

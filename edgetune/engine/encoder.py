@@ -246,7 +246,7 @@ def notice_of_decoder(profile: Profile, sink: Sink) -> None:
     if not profile.is_encoder and profile.head is None:
         sink(
             Notice(
-                f"{profile.path.name} is a model that writes text; its last hidden states ({profile.pooling!r} of them) "
+                f"{profile.path.name} writes text; its last hidden states ({profile.pooling!r} of them) "
                 "tell texts apart worse than a sentence-embedding model's do.",
                 level="warning",
             )

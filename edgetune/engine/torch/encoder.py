@@ -22,7 +22,7 @@ from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_safetensors_header
 from edgetune.head import POOLINGS, Array, Head, HeadLayer, Pooling
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "f32", "bf16"]
 
 _BATCH_TOKENS = 4096
 _HEADS = ("classifier.out_proj", "classifier", "score", "classification_head.out_proj")
@@ -46,6 +46,11 @@ class TorchBackend:
         self._device = next(model.parameters()).device
         self.profile = profile
         """What the model is for."""
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, with PEFT's around it where there is an adapter."""
+        return self._model
 
     def pool(self, batch: Sequence[Encoded], pooling: Pooling | None = None) -> Array:
         """Pooled last hidden states, (n, hidden); with several poolings end to end where the model asks for it."""
@@ -88,23 +93,33 @@ class TorchBackend:
 def open_torch_encoder(model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto") -> Encoder:
     """Open the Hugging Face or sentence-transformers directory `model_dir`, with PEFT's adapter in `adapter_dir`.
 
-    `dtype` auto is bfloat16 where this machine computes in it, else float32. Raises `UnsupportedError` when
+    `dtype` auto is bf16 where this machine computes in it, else f32. Raises `UnsupportedError` when
     transformers cannot load it, `ImportError` without torch, transformers or PEFT.
     """
+    backend, tokenizer = load_backend(model_dir, adapter_dir=adapter_dir, dtype=dtype)
+    return Encoder(backend, tokenizer)
+
+
+def load_backend(
+    model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto", device: str = ""
+) -> tuple[TorchBackend, JsonEncoderTokenizer]:
+    """The parts of `open_torch_encoder`, for who looks into the model as well; raises as it does."""
+    import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     modules = read_modules(model_dir) or SentenceModules(model_dir)
     config = _config(modules.transformer_dir)
-    labels, task = _task(modules.transformer_dir, config, adapter_dir)
-    model = _load(modules.transformer_dir, adapter_dir, labels=labels, task=task, dtype=dtype)
+    labels, task = _task(config, adapter_dir)
+    model = _load(modules.transformer_dir, adapter_dir, labels=labels, dtype=dtype, device=device)
     tokenizer = _tokenizer(modules)
     profile = _profile(model_dir, config, modules, tokenizer, labels=labels, task=task)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     modes = modules.modes if profile.is_encoder or (model_dir / "modules.json").is_file() else ("last",)
-    backend = TorchBackend(model, profile, modes=modes, pad_id=pad_id)
-    return Encoder(backend, JsonEncoderTokenizer(_tokenizer_json(tokenizer, lower_case=modules.lower_case)))
+    source = _tokenizer_json(tokenizer, lower_case=modules.lower_case)
+    return TorchBackend(model, profile, modes=modes, pad_id=pad_id), JsonEncoderTokenizer(source)
 
 
 def _pool(states: Any, lengths: Any, mode: str) -> Any:
@@ -136,7 +151,7 @@ def _config(model_dir: Path) -> Any:
         raise _unloadable(model_dir, None, error) from error
 
 
-def _task(model_dir: Path, config: Any, adapter_dir: Path | None) -> tuple[list[str], str]:
+def _task(config: Any, adapter_dir: Path | None) -> tuple[list[str], str]:
     """Labels and what the outputs mean; the adapter's word counts before the base's."""
     named = [str(label) for _, label in sorted((getattr(config, "id2label", None) or {}).items())]
     kind = {"regression": "regression", "multi_label_classification": "multilabel"}.get(
@@ -186,11 +201,9 @@ def _adapter_outputs(adapter_dir: Path) -> int:
     return 0
 
 
-def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], task: str, dtype: Dtype) -> Any:
-    import torch
+def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype: Dtype, device: str) -> Any:
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {
         "dtype": _dtype(dtype, device),
         "local_files_only": True,
@@ -220,7 +233,7 @@ def _dtype(asked: Dtype, device: str) -> Any:
     import torch
 
     if asked != "auto":
-        return getattr(torch, asked)
+        return {"f32": torch.float32, "bf16": torch.bfloat16}[asked]
     fast = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_computes_bf16()
     return torch.bfloat16 if fast else torch.float32
 
