@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from edgetune.training.fused_lora import is_plain_linear
+
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 256
 """Tokens whose logits exist at the same time. More do not multiply faster, and take more memory."""
+
+_STEP = 64
+"""The last chunk is filled up to a multiple of this: on the CPU, kernels are compiled and kept for every shape."""
 
 _ROWS = 16
 """Tokens whose softmax is computed at once on a CPU, in f32: what fits into its caches."""
@@ -92,9 +97,9 @@ def _is_known(module: Any) -> bool:
             and name not in module.lora_variant
             and not module.lora_bias[name]
             and isinstance(module.lora_dropout[name], torch.nn.Identity)
-            and type(module.get_base_layer()) is torch.nn.Linear
+            and is_plain_linear(module.get_base_layer())
         )
-    return type(module) is torch.nn.Linear
+    return is_plain_linear(module)
 
 
 def _trained_copy(wrapper: Any) -> Any:
@@ -187,11 +192,14 @@ def _softmax_gradient(
 ) -> torch.Tensor:
     """The summed loss of `logits` (tokens, vocabulary), which become the loss's gradient with respect to themselves.
 
-    `block` is f32 scratch of (rows, vocabulary); softmax is computed in it, a few rows at a time.
+    Rows without a label are filling: their gradient is 0. `block` is f32 scratch of (rows, vocabulary); softmax is
+    computed in it, a few rows at a time.
     """
     total = logits.new_zeros((), dtype=block.dtype)
-    for at in range(0, len(logits), len(block)):
-        part, wanted = logits[at : at + len(block)], labels[at : at + len(block), None]
+    logits[len(labels) :] = 0
+    for at in range(0, len(labels), len(block)):
+        wanted = labels[at : at + len(block), None]
+        part = logits[at : at + len(wanted)]
         values = block[: len(part)].copy_(part)
         values, tanh = _transform(values, scale, cap)
         values -= values.amax(dim=1, keepdim=True)
@@ -241,18 +249,19 @@ def _define() -> Any:
         ) -> torch.Tensor:
             wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:6]]
             dtype = _compute_dtype(hidden, weight)
-            rows, matrix = hidden.detach().to(dtype), weight.detach().to(dtype)
+            rows = torch.nn.functional.pad(hidden.detach().to(dtype), (0, 0, 0, -len(hidden) % _STEP))
+            matrix = weight.detach().to(dtype)
             sums = _Sums.zeros(wanted, rows, weight, bias, a, b)
             block_rows = _ROWS if rows.device.type == "cpu" else CHUNK
             block = torch.empty(block_rows, len(weight), dtype=torch.float32, device=rows.device)
             total = torch.zeros((), dtype=torch.float32, device=rows.device)
             for at in range(0, len(rows), CHUNK):
                 part = rows[at : at + CHUNK]
-                logits = _logits(part, matrix, bias, a, b, lora_scale)
-                total += _softmax_gradient(logits, labels[at : at + CHUNK], scale=scale, cap=cap, block=block)
+                logits, wanted_tokens = _logits(part, matrix, bias, a, b, lora_scale), labels[at : at + CHUNK]
+                total += _softmax_gradient(logits, wanted_tokens, scale=scale, cap=cap, block=block)
                 if any(wanted):
                     sums.add(at, part, logits, matrix, a, b, lora_scale)
-            ctx.sums = sums
+            ctx.sums, ctx.tokens = sums, len(hidden)
             ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, a, b)]
             return total
 
@@ -265,7 +274,7 @@ def _define() -> Any:
                 None if tensor is None else tensor.mul_(grad).to(dtype)
                 for tensor, dtype in zip(sums.tensors(), ctx.dtypes, strict=True)
             )
-            return hidden, None, *rest, None, None, None, None
+            return None if hidden is None else hidden[: ctx.tokens], None, *rest, None, None, None, None
 
     return LinearCrossEntropy.apply
 

@@ -28,7 +28,14 @@ ATTENTION = "edgetune_packed"
 """The name of the attention function among transformers' own."""
 
 ROW_STEP = 64
-"""Rows are filled up to a multiple of this, with a sequence nothing is learned of: kernels are kept for each shape."""
+"""Rows are filled up to a multiple of this, with a sequence nothing is learned of.
+
+oneDNN compiles and keeps kernels for every shape it meets: with all shapes there are, that is a quarter of the time
+and hundreds of megabytes.
+"""
+
+_ATTENTION_STEP = 32
+"""A sequence is attended to at a multiple of this, on the CPU, for the same reason; it does not see what follows."""
 
 _TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.1, "torch.float16": 0.02}
 """Of the hidden states' norm. Rounding stays far below it, a token seen that should not be far above."""
@@ -253,10 +260,13 @@ class _Attend:
         import torch
 
         length = query.shape[2]
+        filling = -length % _ATTENTION_STEP if query.device.type == "cpu" else 0
+        if filling:
+            query, key, value = (torch.nn.functional.pad(part, (0, 0, 0, filling)) for part in (query, key, value))
         if window is None or length <= window:
-            return self(query, key, value, None, causal=True)
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        return self(query, key, value, mask.tril_().triu_(1 - window), causal=False)
+            return self(query, key, value, None, causal=True)[:, :, :length]
+        mask = torch.ones(length + filling, length + filling, dtype=torch.bool, device=query.device)
+        return self(query, key, value, mask.tril_().triu_(1 - window), causal=False)[:, :, :length]
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, causal: bool
