@@ -16,6 +16,7 @@ from converters.errors import ConverterError, CorruptCheckpoint, UnsupportedAdap
 if TYPE_CHECKING:
     from converters.adapter import convert_adapter
     from converters.adapter_head import TrainedHead
+    from converters.base import find_family
     from converters.convert import OnTensor, convert_base
     from converters.layout import Piece, locate_weights
 
@@ -29,6 +30,7 @@ __all__ = [
     "UnsupportedModel",
     "convert_adapter",
     "convert_base",
+    "find_family",
     "locate_weights",
 ]
 
@@ -37,6 +39,7 @@ _HOMES = {
     "OnTensor": "converters.convert",
     "TrainedHead": "converters.adapter_head",
     "convert_adapter": "converters.adapter",
+    "find_family": "converters.base",
     "Piece": "converters.layout",
     "locate_weights": "converters.layout",
 }

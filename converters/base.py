@@ -235,6 +235,11 @@ def find_family(values: Mapping[str, Any]) -> Family:
             "config.json names no architecture.",
             hint='Add "architectures": ["…ForCausalLM"] as the model was saved with.',
         )
+    if values.get("is_encoder_decoder") and name not in families():
+        raise UnsupportedModel(
+            f"llama.cpp has no graph for {name}, an encoder-decoder.",
+            hint="edgetune generate runs it in torch from its directory, adapters included; nothing is converted.",
+        )
     family_class = _family_class(name)
     if quantization := values.get("quantization_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization

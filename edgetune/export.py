@@ -180,6 +180,12 @@ def locate_gguf_weights(
         return converters.locate_weights(config, [tensor.name for tensor in header.tensors])
 
 
+def check_convertible(model_dir: Path) -> None:
+    """Raise `UnsupportedError` when llama.cpp cannot run the model in `model_dir`, as far as its config.json tells."""
+    with _translated_errors():
+        converters.find_family(read_config(model_dir))
+
+
 def load_run(adapter_dir: Path) -> Run | None:
     """The run record of `adapter_dir`; None when it is a PEFT directory from elsewhere."""
     return Run.load(adapter_dir) if (adapter_dir / RUN_RECORD).is_file() else None

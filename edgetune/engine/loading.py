@@ -44,11 +44,14 @@ def load_model(path: Path, header: GgufHeader, *, gpu_layers: int, has_encoder: 
     model = lib.llama_model_load_from_file(native.path_bytes(path), parameters)
     if not model:
         raise native.failure(f"llama.cpp cannot load {path}")
-    if not lib.llama_model_has_decoder(model) or lib.llama_model_has_encoder(model) != has_encoder:
+    encodes, decodes = lib.llama_model_has_encoder(model), lib.llama_model_has_decoder(model)
+    if not decodes or encodes != has_encoder:
         lib.llama_model_free(model)
         raise UnsupportedError(
             f"{path} is a {header.architecture} model, which does not continue a text token by token.",
-            hint="Chat and generate take decoder-only language models.",
+            hint="It answers single texts: edgetune generate MODEL TEXT"
+            if decodes and encodes
+            else "Its vectors and labels: edgetune embed, edgetune classify",
         )
     return model
 
