@@ -5,7 +5,8 @@ Stands between an engine and the front ends. Nothing here reads from or writes t
 
 from __future__ import annotations
 
-from edgetune.chat.conversation import Conversation, Forecast, Overflow, Setting
+from edgetune.chat.budget import Forecast, Overflow
+from edgetune.chat.conversation import Conversation, Setting
 from edgetune.chat.reply import Reply
 from edgetune.chat.session import Session, open_session
 from edgetune.chat.store import SavedChat, load_chat, save_chat

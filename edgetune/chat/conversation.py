@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from edgetune.chat.budget import Budget, Forecast, Overflow, count_turns
 from edgetune.chat.presets import changes
 from edgetune.chat.prompt import Prompt, PromptBuilder
 from edgetune.chat.reply import Reply
@@ -21,31 +22,8 @@ from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
 from edgetune.template import ChatTemplate
 
-Overflow = Literal["drop", "shift", "stop"]
-"""What happens when the context is full: "drop": the oldest turns leave it, and what stays is evaluated again; "shift":
-they leave it, and what stays is kept as it was computed in their presence; "stop": nothing more is said."""
-
 Vote = Literal["up", "down", ""]
 """What a person thinks of a reply; empty is nothing yet."""
-
-_SHARE_FOR_REPLY = 4
-"""One part in this many of the context is kept free for the reply when its length is not limited."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a next message will find in the context."""
-
-    tokens: int
-    """Of the prompt that would be evaluated or reused."""
-    room: int
-    """How many of them the policy lets in, so that a reply has space."""
-    size: int
-    """Of the context."""
-    dropped_turns: int
-    """How many of the oldest turns leave the context for it."""
-    refused: bool
-    """Whether it would not be answered at all."""
 
 
 @dataclass(frozen=True)
@@ -278,10 +256,7 @@ class Conversation:
         """
         path = [*self.tree.path(), Node("user", text, parent=self.tree.head)]
         first, prompt = self._fit(path)
-        size, room = self._engine.context_size, self._room()
-        dropped = _count_turns(path, self.first_in_context, first)
-        refused = len(prompt.ids) >= size or self._stops(path, prompt)
-        return Forecast(len(prompt.ids), room, size, dropped, refused)
+        return self._budget.forecast(path, self.first_in_context, first, prompt)
 
     def _answer(
         self,
@@ -299,7 +274,7 @@ class Conversation:
         """
         setting = setting or Setting(self.sampling)
         first, prompt = self._fit(path, template=setting.template)
-        self._refuse_overflow(path, prompt)
+        self._budget.check(path, prompt)
         if new is not None and new.role == "tool" and new.content.strip() not in prompt.text:
             raise UsageError(
                 "The model's chat template has no place for a tool's answer.", hint="Say it as a message instead."
@@ -314,7 +289,7 @@ class Conversation:
             adapters=setting.adapters,
             shift=self.overflow == "shift",
         )
-        dropped = _count_turns(path, self.first_in_context, first)
+        dropped = count_turns(path[self.first_in_context : first])
         before, self.first_in_context = self.tree.head, first
         if new is not None:
             self.tree.add(new)
@@ -352,45 +327,13 @@ class Conversation:
     def _outgoing(self, node: Node) -> dict[str, Any]:
         return self.thinking.message(node) if self.thinking and "reasoning" in node.meta else node.message
 
-    def _room(self) -> int:
-        size = self._engine.context_size
-        wanted = self.max_tokens if self.max_tokens > 0 else size // _SHARE_FOR_REPLY
-        return size - min(wanted, size // 2)
+    @property
+    def _budget(self) -> Budget:
+        return Budget(self._engine.context_size, self.max_tokens, self.overflow)
 
-    def _fit(self, path: Sequence[Node], *, template: ChatTemplate | None = None) -> tuple[int, Prompt]:
+    def _fit(self, path: list[Node], *, template: ChatTemplate | None = None) -> tuple[int, Prompt]:
         """(index of the first message shown, prompt), with as many of the oldest turns left out as it takes."""
-        first = self.first_in_context
-        prompt = self._prompt(path, first, template=template)
-        if self.overflow == "stop" or len(prompt.ids) <= self._room():
-            return first, prompt
-        # A long history is not rendered once for each of its turns.
-        turns = [index for index in range(first + 1, len(path)) if path[index].role == "user"]
-        low, high = 0, len(turns) - 1
-        while low <= high:
-            middle = (low + high) // 2
-            shorter = self._prompt(path, turns[middle], template=template)
-            if len(shorter.ids) <= self._room() or middle == len(turns) - 1:
-                first, prompt, high = turns[middle], shorter, middle - 1
-            else:
-                low = middle + 1
-        return first, prompt
-
-    def _stops(self, path: Sequence[Node], prompt: Prompt) -> bool:
-        """Whether the policy lets nothing more be said."""
-        return self.overflow == "stop" and len(path) > 1 and len(prompt.ids) > self._room()
-
-    def _refuse_overflow(self, path: Sequence[Node], prompt: Prompt) -> None:
-        tokens, size = len(prompt.ids), self._engine.context_size
-        if self._stops(path, prompt):
-            raise UsageError(
-                f"The context is full: the conversation takes {tokens} of {size} tokens with this message.",
-                hint="Let the oldest turns leave it with /overflow drop, or begin anew with /clear.",
-            )
-        if tokens >= size:
-            raise UsageError(
-                f"The message takes {tokens} tokens with the system prompt; the context has {size}.",
-                hint="Shorten it, or start again with a larger context: -c",
-            )
+        return self._budget.fit(path, self.first_in_context, lambda first: self._prompt(path, first, template=template))
 
     def remember(self, prompt: Prompt, node: Node) -> None:
         """Keep a reply's own tokens at hand, so that the next prompt continues them as they are."""
@@ -404,10 +347,6 @@ class Conversation:
     def _tell(self, *nodes: Node) -> None:
         if self.recorder is not None:
             self.recorder.changed(self, *nodes)
-
-
-def _count_turns(path: Sequence[Node], start: int, end: int) -> int:
-    return sum(node.role == "user" for node in path[start:end])
 
 
 def _chosen(node: Node, token_index: int, alternative_id: int) -> list[TokenChoice]:

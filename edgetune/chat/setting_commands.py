@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgetune.chat.adapters import check_scale, find_adapter
-from edgetune.chat.conversation import Overflow
+from edgetune.chat.budget import Overflow
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.chat.presets import apply_preset, changes, delete_preset, load_presets, save_preset
 from edgetune.errors import UsageError
