@@ -83,7 +83,7 @@ def model_options(function: _Function) -> _Function:
             click.option(
                 "--draft", metavar="ngram|MODEL", default="",
                 help="Guess tokens ahead, from the text itself or with a smaller model of the same vocabulary; "
-                "what is said stays the same.",
+                "what is said stays the same, ties within rounding aside.",
             ),
             click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
         )
