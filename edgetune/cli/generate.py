@@ -1,21 +1,31 @@
-"""`edgetune generate`: one completion, on stdout."""
+"""`edgetune generate`: a completion, or the answers of an encoder-decoder to texts, on stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from edgetune.cli.model_options import model_options, open_chosen
+from edgetune.cli.model_options import model_options
 from edgetune.cli.sampling_options import sampling_options, take_sampling
+from edgetune.cli.seq2seq_prompt import Prompting, prompting_options, take_prompting
 from edgetune.cli.terminal import read_stdin, valid_text, write_text
-from edgetune.errors import ExitCode, UsageError
+from edgetune.engine.sampling import Sampling
+from edgetune.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from edgetune.chat import Session
+    from edgetune.cli.generate_engine import OpenModel
+    from edgetune.cli.text_rows import TextRow
+    from edgetune.engine.beam import BeamSettings
     from edgetune.engine.protocol import Generation
+
+_SAMPLING = frozenset(field.name for field in fields(Sampling))
+_EARLY = {"true": True, "false": False, "never": "never"}
 
 
 @click.command("generate", context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,57 +33,216 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the model's chat template.")
 @click.option("--system", default="", help="The system prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object with text, tokens, finish reason and timings.")
+@click.option(
+    "--lines/--whole", default=None,
+    help="Answer each line of - or of a FILE by itself, or all of it as one text. [default: --lines for "
+    "encoder-decoders]",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["auto", "llama", "torch"]), default="auto", show_default=True,
+    help="llama.cpp, or torch for a Hugging Face directory or a run; auto is llama.cpp where it has the graph.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["auto", "f32", "bf16", "int8"]), default="auto", show_default=True,
+    help="What torch computes in; auto is bf16 for weights stored so, else f32.",
+)  # fmt: skip
+@click.option(
+    "--num-beams",
+    type=click.IntRange(1, 64),
+    help="Search the likeliest text with so many beams instead of sampling. [default: what the model asks for, or 1]",
+)
+@click.option("--length-penalty", type=float, help="Of a beam search: above 0 favours longer texts. [default: 1]")
+@click.option(
+    "--early-stopping", type=click.Choice(list(_EARLY)),
+    help="Of a beam search: end with as many texts as beams, when a better one is unlikely, or impossible. "
+    "[default: false]",
+)  # fmt: skip
+@prompting_options
 @sampling_options
 @model_options
-def command(arguments: tuple[str, ...], raw: bool, system: str, as_json: bool, **options: Any) -> int:
-    """Complete PROMPT with MODEL and print the text.
+def command(
+    arguments: tuple[str, ...], raw: bool, system: str, as_json: bool, lines: bool | None, **options: Any
+) -> int:
+    """Complete PROMPT with MODEL, or answer it, and print the text.
 
     A model with a chat template answers PROMPT as one user turn, without one it continues the text. `-` reads PROMPT
     from standard input. MODEL is a path or a name; left out, it is the base of --lora, or the embedded model.
+
+    An encoder-decoder (T5; BART, mBART, bert2BERT in torch) answers PROMPT, or each line of `-` or of a FILE. It takes
+    the likeliest token each time unless a sampling flag says otherwise.
     """
+    from edgetune.cli.generate_engine import open_model
+
+    given = _given()
     model, prompt = _parse(arguments)
-    sampling = take_sampling(options)
+    sampling, prompting = take_sampling(options), take_prompting(options)
+    beams = {name: options.pop(name) for name in ("num_beams", "length_penalty", "early_stopping")}
     max_tokens, stop = options.pop("max_tokens"), options.pop("stop")
-    with open_chosen(model, options) as session:
-        ids = _prompt_ids(session, prompt, raw=raw, system=system)
-        generation = session.engine.generate(ids, sampling, max_tokens=max_tokens, stop=stop)
-        interrupted = _run(generation, show=not as_json)
-        if as_json:
-            click.echo(json.dumps(_as_values(session, generation), ensure_ascii=False))
+    if prompt == "-" and sys.stdin.isatty():
+        raise UsageError("There is no prompt on standard input.", hint='For example: edgetune generate "2 + 3 ="')
+    open_one = open_model(model, options, given=given)
+    with open_one.engine as engine:
+        settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop}
+        if search := _beams(open_one, beams, given):
+            settings["beams"] = search
+        if open_one.is_encoder_decoder:
+            if not given & _SAMPLING:
+                sampling = replace(sampling, temp=0.0)
+            if max_tokens < 0:
+                settings["max_tokens"] = getattr(engine, "own_limit", -1)
+            _check_for_source(open_one, prompting, raw=raw, system=system)
+        elif prompting != Prompting():
+            raise UsageError(
+                "--task, --context and languages are for encoder-decoders.", hint="Write the task into the prompt."
+            )
+        rows = _rows(prompt, lines=open_one.is_encoder_decoder if lines is None else lines, prompting=prompting)
+        answer = _Answers(open_one, sampling, settings, prompting, raw=raw, system=system)
+        interrupted = _answer_all(answer, rows, as_json=as_json)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 
+class _Answers:
+    """Texts → running replies."""
+
+    def __init__(
+        self,
+        model: OpenModel,
+        sampling: Sampling,
+        settings: dict[str, Any],
+        prompting: Prompting,
+        *,
+        raw: bool,
+        system: str,
+    ) -> None:
+        self.model, self._sampling, self._settings, self._prompting = model, sampling, settings, prompting
+        self._raw, self._system = raw, system
+
+    def begin(self, text: str | tuple[str, str]) -> Generation:
+        """The reply to `text`, not begun yet."""
+        engine: Any = self.model.engine
+        if not self.model.is_encoder_decoder:
+            assert isinstance(text, str)
+            generation: Generation = engine.generate(self._prompt_ids(text), self._sampling, **self._settings)
+            return generation
+        settings = dict(self._settings)
+        source = self._prompting.source(text, family=self.model.family)
+        languages = getattr(engine.tokenizer, "languages", {})
+        if languages and self._prompting.target_language:
+            settings["language"] = self._prompting.target_language
+        if languages and self._prompting.source_language:
+            ids = engine.tokenizer.encode_source(source, language=self._prompting.source_language)
+        else:
+            ids = engine.tokenizer.encode(source)
+        reply: Generation = engine.generate(ids, self._sampling, **settings)
+        return reply
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        template, tokenizer = None if self._raw else self.model.template, self.model.engine.tokenizer
+        if template is None:
+            if self._system:
+                raise UsageError("Without a chat template there is no system prompt.", hint="Leave out --system.")
+            return list(tokenizer.encode(prompt))
+        turns = [{"role": "system", "content": self._system}] if self._system else []
+        turns.append({"role": "user", "content": prompt})
+        return list(tokenizer.encode_rendered(template.render(turns, add_generation_prompt=True)))
+
+
+def _given() -> frozenset[str]:
+    """Names of the options that were typed."""
+    context = click.get_current_context()
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
+
+
 def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
+    """MODEL and PROMPT as they were given; `-` where the prompt is piped in."""
     if not arguments and not sys.stdin.isatty():
-        return None, _piped()
+        return None, "-"
     if not 1 <= len(arguments) <= 2:
         raise UsageError(
             f"generate takes a model and a prompt; got {len(arguments)} arguments.",
             hint='For example: edgetune generate pocket "What is 2 + 3?"',
         )
-    model = arguments[0] if len(arguments) == 2 else None
-    prompt = arguments[-1]
-    return model, _piped() if prompt == "-" else valid_text(prompt)
+    return (arguments[0] if len(arguments) == 2 else None), arguments[-1]
 
 
-def _piped() -> str:
-    prompt = read_stdin()
-    if not prompt:
+def _beams(model: OpenModel, beams: dict[str, Any], given: frozenset[str]) -> BeamSettings | None:
+    """The beam search to make, by the flags or by the model's own settings; None for none."""
+    from edgetune.engine.beam import BeamSettings
+
+    typed = {name: value for name, value in beams.items() if value is not None}
+    if "early_stopping" in typed:
+        typed["early_stopping"] = _EARLY[typed["early_stopping"]]
+    samples = given & (_SAMPLING - {"seed"})
+    if model.name == "llama.cpp" and not model.is_encoder_decoder:
+        if typed.get("num_beams", 1) > 1:
+            raise UsageError(
+                "Beam search runs on encoder-decoders, and on decoders in torch.", hint="Leave out --num-beams."
+            )
+        return None
+    own = getattr(model.engine, "own_beams", BeamSettings())
+    if samples and "num_beams" not in typed:
+        own = replace(own, num_beams=1)
+    found = replace(own, **typed)
+    if samples and found.num_beams > 1:
+        raise UsageError(
+            f"A beam search does not sample, so --{min(samples).replace('_', '-')} means nothing to it.",
+            hint="Leave it out, or --num-beams.",
+        )
+    if found.num_beams == 1 and typed.keys() - {"num_beams"}:
+        raise UsageError("--length-penalty and --early-stopping are for a beam search.", hint="Add --num-beams 4.")
+    return found if found.num_beams > 1 else None
+
+
+def _check_for_source(model: OpenModel, prompting: Prompting, *, raw: bool, system: str) -> None:
+    if raw or system:
+        raise UsageError(
+            f"{'--raw' if raw else '--system'} is for models that chat; this one answers a text.", hint="Leave it out."
+        )
+    prompting.check(model.family, getattr(model.engine.tokenizer, "languages", {}))
+
+
+def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow]:
+    from edgetune.cli.text_rows import TextRow, read_rows
+
+    if lines:
+        has_pairs = prompting.task == "qa" and not prompting.context
+        return read_rows((prompt,), pair=has_pairs)
+    text = read_stdin() if prompt == "-" else valid_text(prompt)
+    if prompt == "-" and not text:
         raise UsageError(
             "There is no prompt on standard input.", hint='For example: echo "What is 2 + 3?" | edgetune generate -'
         )
-    return prompt
+    return [TextRow("the prompt", text)]
 
 
-def _prompt_ids(session: Session, prompt: str, *, raw: bool, system: str) -> list[int]:
-    template = None if raw else session.template
-    if template is None:
-        if system:
-            raise UsageError("Without a chat template there is no system prompt.", hint="Leave out --system.")
-        return session.engine.tokenizer.encode(prompt)
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": prompt})
-    return session.engine.tokenizer.encode_rendered(template.render(turns, add_generation_prompt=True))
+def _answer_all(answers: _Answers, rows: Sequence[TextRow], *, as_json: bool) -> bool:
+    """Answer `rows` in order; returns whether the user stopped it."""
+    from edgetune.cli.progress import show_progress
+    from edgetune.events import Progress
+
+    if len(rows) == 1:
+        generation = answers.begin(rows[0].text)
+        interrupted = _run(generation, show=not as_json)
+        if as_json:
+            click.echo(json.dumps(_as_values(answers.model, generation), ensure_ascii=False))
+        return interrupted
+    with show_progress() as sink:
+        for number, row in enumerate(rows):
+            try:
+                generation = answers.begin(row.text)
+            except UsageError as error:
+                raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
+            if _run(generation, show=False):
+                return True
+            values = {**row.values(), **_as_values(answers.model, generation)}
+            # An answer a line: one that has several would come apart.
+            answer = json.dumps(values, ensure_ascii=False) if as_json else " ".join(generation.text.split("\n"))
+            write_text(f"{answer}\n")
+            if not sys.stdout.isatty():
+                sink(Progress("generate", number + 1, len(rows), "texts"))
+    return False
 
 
 def _run(generation: Generation, *, show: bool) -> bool:
@@ -89,15 +258,18 @@ def _run(generation: Generation, *, show: bool) -> bool:
     return generation.finish_reason == "interrupted"
 
 
-def _as_values(session: Session, generation: Generation) -> dict[str, Any]:
+def _as_values(model: OpenModel, generation: Generation) -> dict[str, Any]:
     timings = generation.timings
+    score = getattr(generation, "score", None)
     return {
         "text": generation.text,
         "tokens": generation.ids,
         "finish_reason": generation.finish_reason,
-        "model": str(session.engine.path),
-        "adapters": [{"path": str(spec.path), "scale": spec.scale} for spec in session.engine.adapters],
+        "model": str(model.engine.path),
+        "engine": model.name,
+        "adapters": [{"path": str(spec.path), "scale": spec.scale} for spec in model.engine.adapters],
         "seed": generation.seed,
+        **({} if score is None else {"score": score}),
         "timings": {
             "prompt_tokens": timings.prompt_tokens,
             "prompt_seconds": timings.prompt_seconds,

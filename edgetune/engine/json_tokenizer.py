@@ -7,7 +7,7 @@ writes is text: it never becomes a control token, whatever it spells.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from edgetune.languages import find_language, language_codes
 from edgetune.plain_text import text_only
 
 if TYPE_CHECKING:
-    from edgetune.template import Rendered
+    from edgetune.template import ChatTemplate, Rendered
 
 JSON_KEY = "tokenizer.huggingface.json"
 """GGUF metadata: the text of the original tokenizer.json."""
@@ -28,13 +28,20 @@ _LONGEST_CHARACTER = 4
 class JsonTokenizer:
     """The vocabulary that a tokenizer.json describes."""
 
-    def __init__(self, source: str, *, eog_ids: Iterable[int] = (), chat_template: Any = None) -> None:
-        """`source` is the file's text; `eog_ids` end a text. Raises `CorruptFileError` when it cannot be read."""
+    def __init__(
+        self, source: str, *, eog_ids: Iterable[int] = (), special_texts: Mapping[str, str] | None = None
+    ) -> None:
+        """`source` is the file's text; `eog_ids` end a text; `special_texts` are what templates name ("eos_token").
+
+        Raises `CorruptFileError` when it cannot be read.
+        """
         self._backend, self._reader = load_backends(source)
         self.eog_ids = frozenset(eog_ids)
         """The tokens that end a text."""
-        self.chat_template = chat_template
-        """The model's own; None when it has none."""
+        self.special_texts = dict(special_texts or {})
+        """Names of special tokens, as templates use them, and their texts."""
+        self.chat_template: ChatTemplate | None = None
+        """A tokenizer.json has none."""
         self._pieces: dict[int, bytes] = {}
 
     @property
@@ -62,6 +69,11 @@ class JsonTokenizer:
         for text, is_control in split_control(rendered, frozenset(self._control_ids)):
             ids += [self._control_ids[text]] if is_control else self.encode(text, add_special=False)
         return ids
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that are never made from a message's text."""
+        return frozenset(self._control_ids)
 
     def encode_source(self, text: str, *, language: str = "") -> list[int]:
         """As `encode`, with the code of `language`, where one is named, in the place of the tokenizer's own."""

@@ -69,7 +69,7 @@ class PeftAdapters:
     def _read(self, path: Path) -> None:
         config = _read_config(path)
         kind, name = str(config.get("peft_type")), f"adapter{len(self._names)}"
-        with warnings.catch_warnings(record=True) as said, translated(f"The adapter {path} does not fit the model"):
+        with translated(f"The adapter {path} does not fit the model"), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             self.model = READERS.get(kind, _read_with_peft)(self.model, path, name)
         lost = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), "")
@@ -78,8 +78,10 @@ class PeftAdapters:
         self._names[path], self._configs[path] = name, config
         self.model.eval()
         for module_name, module in self.model.named_modules():
-            if name in getattr(module, "scaling", {}):
-                self._scalings[module_name, name] = module.scaling[name]
+            # Attention modules have a number of this name.
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, dict) and name in scaling:
+                self._scalings[module_name, name] = scaling[name]
         # PEFT switches a new one on by itself.
         self._applied = ((path, 1.0),)
 

@@ -151,6 +151,21 @@ class TorchEngine:
         return EngineMemory(weights=int(weights), context=0, per_token=0)
 
     @property
+    def model_type(self) -> str:
+        """The family as config.json names it, e.g. "bart"."""
+        return str(self._config.get("model_type", ""))
+
+    @property
+    def own_limit(self) -> int:
+        """How many new tokens the model's settings allow; -1 where they say nothing."""
+        config = self.generation_config
+        if isinstance(new := config.get("max_new_tokens"), int):
+            return new
+        whole = config.get("max_length")
+        # 20 is what transformers writes where nobody chose a length.
+        return whole - 1 if isinstance(whole, int) and whole > 1 and whole != 20 and self.is_encoder_decoder else -1
+
+    @property
     def ignored_settings(self) -> list[str]:
         """Names of generation settings that the model asks for and that are not followed here."""
         return not_honoured(self.generation_config)

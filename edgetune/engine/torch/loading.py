@@ -131,7 +131,8 @@ def load_vocabulary(
         raise UnsupportedError(
             f"{model_dir} has a tokenizer of type {type(tokenizer).__name__}, which has no fast form.", hint=hint
         )
-    return JsonTokenizer(backend.to_str(), eog_ids=eog_ids)
+    names = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return JsonTokenizer(backend.to_str(), eog_ids=eog_ids, special_texts=names)
 
 
 @contextmanager
