@@ -78,7 +78,18 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{path} is not valid JSON: {error}.", hint="Download it again.") from error
     if not isinstance(values, dict):
         raise CorruptCheckpoint(f"{path} does not hold a JSON object.", hint="Download it again.")
-    return values
+    return _with_start_token(values, model_dir / "generation_config.json")
+
+
+def _with_start_token(values: dict[str, Any], generation_path: Path) -> dict[str, Any]:
+    """Where a decoder starts; transformers 5 may write it to generation_config.json alone."""
+    key = "decoder_start_token_id"
+    if values.get(key) is not None or not values.get("is_encoder_decoder") or not generation_path.is_file():
+        return values
+    try:
+        return {**values, key: json.loads(generation_path.read_text(encoding="utf-8")).get(key)}
+    except (ValueError, AttributeError) as error:
+        raise CorruptCheckpoint(f"{generation_path} is not valid JSON: {error}.", hint="Download it again.") from error
 
 
 @dataclass(frozen=True)

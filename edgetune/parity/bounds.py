@@ -8,6 +8,7 @@ families and 24 types, right files reach 0.3 to 1.4 times that value.
 
 from __future__ import annotations
 
+import re
 from math import inf, prod, sqrt
 from typing import Literal
 
@@ -42,6 +43,8 @@ MINIMUM = {False: 1e-4, True: 2e-2}
 
 EFFECT = (0.7, 1.4)
 """Allowed size of an adapter's effect on a coarse base, as a multiple of PEFT's on a base with noise of that size."""
+
+_LAYER = re.compile(r"((enc|dec)\.)?blk\.")
 
 Logits = NDArray[np.float32]
 Bounded = Literal["mean_kl", "max_kl"]
@@ -91,7 +94,7 @@ def _level(header: GgufHeader, extra: float, *, in_layers: bool | None) -> float
     """Root mean square over the file's matrices, weighted by their size."""
     count, squares = 0, 0.0
     for tensor in header.tensors:
-        if len(tensor.shape) < 2 or in_layers not in (None, tensor.name.startswith("blk.")):
+        if len(tensor.shape) < 2 or in_layers not in (None, _LAYER.match(tensor.name) is not None):
             continue
         rounding, activations = ROUNDING.get(tensor.type, 0.6), _ACTIVATIONS.get(tensor.type, _ACTIVATIONS_QUANTIZED)
         count += prod(tensor.shape)

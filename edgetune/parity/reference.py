@@ -19,6 +19,7 @@ from edgetune.fingerprint import read_chat_template
 from edgetune.parity.texts import Conversation
 from edgetune.template import Rendered
 
+NO_TORCH = 'torch is not installed (pip install "edgetune[train]")'
 NO_TRANSFORMERS = 'transformers is not installed (pip install "edgetune[train]")'
 
 

@@ -32,7 +32,7 @@ def choose_sequences(
 ) -> list[list[int]]:
     """Sequences of token ids to compare on; the last is long where a window or a rope scale begins late."""
     vocabulary = int(config.get("vocab_size") or 0) or 256
-    budget = int(min(max(_FLOP_BUDGET / (4 * max(parameters, 1)), _LEAST_TOKENS), _MOST_TOKENS))
+    budget = token_budget(parameters)
     context = context_length(config)
     longest = min(context, budget, max(_MOST_LOGITS // vocabulary, 32))
     sequences = [[int(index) for index in np.random.default_rng(7).integers(0, vocabulary, min(48, longest))]]
@@ -46,6 +46,11 @@ def choose_sequences(
     if long := _long_sequence(texts or sequences, config, longest=min(context, _long_budget(parameters, vocabulary))):
         sequences.append(long)
     return [[token for token in ids if token < vocabulary] for ids in sequences]
+
+
+def token_budget(parameters: int) -> int:
+    """Tokens to compare on in all, for a model of this size."""
+    return int(min(max(_FLOP_BUDGET / (4 * max(parameters, 1)), _LEAST_TOKENS), _MOST_TOKENS))
 
 
 def context_length(config: Mapping[str, Any]) -> int:

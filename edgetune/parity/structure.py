@@ -14,12 +14,14 @@ from edgetune.gguf_header import GgufHeader
 from edgetune.library import check_pair_headers, read_config
 
 _SAME_NUMBERS = {
-    "block_count": ("num_hidden_layers", "n_layer"),
-    "embedding_length": ("hidden_size", "n_embd"),
-    "attention.head_count": ("num_attention_heads", "n_head"),
+    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
+    "decoder_block_count": ("num_decoder_layers", "num_layers"),
+    "embedding_length": ("hidden_size", "n_embd", "d_model"),
+    "attention.head_count": ("num_attention_heads", "n_head", "num_heads"),
+    "attention.relative_buckets_count": ("relative_attention_num_buckets",),
     "attention.head_count_kv": ("num_key_value_heads", "num_attention_heads", "n_head"),
     "context_length": ("max_position_embeddings", "n_positions"),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "layer_norm_epsilon"),
     "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
     "rope.freq_base": ("rope_theta",),
     "expert_count": ("num_local_experts", "num_experts"),
@@ -86,14 +88,17 @@ def _vocabulary(header: GgufHeader) -> str:
 
 
 def _layers(header: GgufHeader) -> str:
-    """Every layer must have what the first one of its kind has; a single missing tensor shows here."""
-    layers: dict[int, set[str]] = {}
+    """Every layer that the header counts must be there, of the encoder and of the decoder where there are both."""
+    layers: dict[str, set[int]] = {}
     for tensor in header.tensors:
-        if match := re.fullmatch(r"blk\.(\d+)\.(.+)", tensor.name):
-            layers.setdefault(int(match[1]), set()).add(match[2])
-    expected = header.number("block_count")
-    if expected is not None and sorted(layers) != list(range(expected)):
-        return f"{header.path.name} holds the layers {sorted(layers)} of {expected}"
+        if match := re.fullmatch(r"((?:enc\.|dec\.)?blk)\.(\d+)\..+", tensor.name):
+            layers.setdefault(match[1], set()).add(int(match[2]))
+    for stack, found in layers.items() or {"blk": set[int]()}.items():
+        counted = header.number("block_count")
+        if stack == "dec.blk":
+            counted = header.number("decoder_block_count") or counted
+        if counted is not None and sorted(found) != list(range(counted)):
+            return f"{header.path.name} holds the layers {sorted(found)} of {counted}"
     return ""
 
 

@@ -30,7 +30,7 @@ def check_tokenizer(reference: Reference, tokenizer: GgufTokenizer, *, texts: It
             checked += 1
             equal += expected == found
             if expected != found and not difference:
-                difference = f"{what} {_short(text)}: {_ids(expected, found)}"
+                difference = f"{what} {shorten(text)}: {describe_ids(expected, found)}"
     return ParityCheck("tokenizer", checked, equal, difference)
 
 
@@ -77,7 +77,7 @@ def check_stop(reference: Reference, tokenizer: GgufTokenizer) -> ParityCheck:
 def _compare_conversation(
     reference: Reference, tokenizer: GgufTokenizer, template: ChatTemplate, conversation: Conversation, opens: bool
 ) -> Iterable[str]:
-    what = f"conversation {_short(str([dict(turn) for turn in conversation]), 90)}"
+    what = f"conversation {shorten(str([dict(turn) for turn in conversation]), 90)}"
     try:
         rendered: Rendered | None = template.render(conversation, add_generation_prompt=opens)
     except UsageError:
@@ -86,12 +86,12 @@ def _compare_conversation(
         expected = reference.render(conversation, opens)
         found = rendered.text if rendered else None
         if expected != found:
-            texts = [_short(text or "an error", 200) for text in (found, expected)]
+            texts = [shorten(text or "an error", 200) for text in (found, expected)]
             yield f"{what}: rendered as {texts[0]} instead of {texts[1]}"
     if rendered:
         expected_ids, found_ids = reference.encode_rendered(rendered), tokenizer.encode_rendered(rendered)
         if expected_ids != found_ids:
-            yield f"{what}: {_ids(expected_ids, found_ids)}"
+            yield f"{what}: {describe_ids(expected_ids, found_ids)}"
 
 
 def _source_difference(expected: str, found: str, where: str) -> str:
@@ -104,11 +104,12 @@ def _source_difference(expected: str, found: str, where: str) -> str:
     )
     return (
         f"the chat template in {where} differs from character {at} on: "
-        f"{_short(found[at : at + 40])} instead of {_short(expected[at : at + 40])}"
+        f"{shorten(found[at : at + 40])} instead of {shorten(expected[at : at + 40])}"
     )
 
 
-def _ids(expected: Sequence[int], found: Sequence[int]) -> str:
+def describe_ids(expected: Sequence[int], found: Sequence[int]) -> str:
+    """Two lists of ids around their first difference, for people."""
     at = first_difference(expected, found)
     begin = max(0, at - 2)
 
@@ -118,5 +119,6 @@ def _ids(expected: Sequence[int], found: Sequence[int]) -> str:
     return f"ids {shown(found)} instead of {shown(expected)} (from position {at})"
 
 
-def _short(text: str, limit: int = 60) -> str:
+def shorten(text: str, limit: int = 60) -> str:
+    """`text` in quotes, its beginning if it is long."""
     return repr(text if len(text) <= limit else text[:limit] + "…")

@@ -7,7 +7,7 @@ distributions that result tell how much of a difference is owed to the type on t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from pathlib import Path
@@ -36,8 +36,15 @@ class TorchModel:
         """"float32", or "bfloat16" where memory does not allow it."""
 
     @classmethod
-    def load(cls, base_dir: Path, adapter_dir: Path | None, *, available_bytes: int) -> TorchModel:
-        """Load the checkpoint at `base_dir` and PEFT's adapter on it.
+    def load(
+        cls,
+        base_dir: Path,
+        adapter_dir: Path | None,
+        *,
+        available_bytes: int,
+        auto_class: str = "AutoModelForCausalLM",
+    ) -> TorchModel:
+        """Load the checkpoint at `base_dir` by transformers' `auto_class`, and PEFT's adapter on it.
 
         Raises `ImportError` without torch, transformers or PEFT, `ResourceError` when memory does not suffice,
         `UnsupportedError` for a model or adapter that they cannot load.
@@ -51,7 +58,7 @@ class TorchModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(
+                model = getattr(transformers, auto_class).from_pretrained(
                     base_dir,
                     dtype=getattr(torch, dtype),
                     attn_implementation="eager",
@@ -69,16 +76,27 @@ class TorchModel:
 
     def logits(self, sequences: Sequence[Sequence[int]], *, label: str, sink: Sink) -> list[NDArray[np.float32]]:
         """Logits of every sequence, each (tokens, vocabulary)."""
+        return self._logits([{"input_ids": ids} for ids in sequences], label, sink)
+
+    def target_logits(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, label: str, sink: Sink
+    ) -> list[NDArray[np.float32]]:
+        """An encoder-decoder's logits of every (source, target), each (target tokens, vocabulary)."""
+        return self._logits(
+            [{"input_ids": source, "decoder_input_ids": target} for source, target in pairs], label, sink
+        )
+
+    def _logits(self, inputs: Sequence[Mapping[str, Sequence[int]]], label: str, sink: Sink) -> list[Any]:
         import torch
 
         found: list[NDArray[np.float32]] = []
-        total = sum(map(len, sequences))
-        for number, ids in enumerate(sequences, 1):
+        sizes = [sum(map(len, one.values())) for one in inputs]
+        for number, one in enumerate(inputs, 1):
             with torch.inference_mode(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                logits = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
-                found.append(logits.float().numpy())
-            sink(Progress(label, sum(map(len, sequences[:number])), total, "tokens", f"sequence {number}"))
+                tensors = {name: torch.tensor([list(ids)]) for name, ids in one.items()}
+                found.append(self._model(**tensors, use_cache=False).logits[0].float().numpy())
+            sink(Progress(label, sum(sizes[:number]), sum(sizes), "tokens", f"sequence {number}"))
         return found
 
     def without_adapter(self) -> AbstractContextManager[None]:
