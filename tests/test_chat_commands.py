@@ -82,6 +82,26 @@ def test_presets_templates_and_overflow_by_command(chat: OpenChat) -> None:
     assert chat.conversation.overflow == "stop"
 
 
+def test_texts_that_steer_replies_are_checked_at_once_and_taken_back(chat: OpenChat) -> None:
+    conversation = chat.conversation
+    conversation.sampling = Sampling(temp=0)
+    do(chat, '/set parameter grammar root ::= "abc"')
+    assert say(chat, "hello").content == "abc"
+    for bad in ("grammar root", "logit_bias 999999+1", "logit_bias x", "json_schema [", "json_schema []"):
+        with pytest.raises(UsageError):
+            do(chat, f"/set parameter {bad}")
+    assert say(chat, "hello").content == "abc"
+    do(chat, '/set parameter json_schema {"enum": ["a", "b"]}')
+    assert say(chat, "hello").content in ('"a"', '"b"')
+    do(chat, "/set parameter logit_bias 300+1")
+    do(chat, "/set parameter stop two words")
+    stop = conversation.stop
+    for name in ("grammar", "logit_bias", "stop"):
+        do(chat, f"/set parameter {name} off")
+    assert conversation.sampling == Sampling(temp=0)
+    assert (stop, conversation.stop) == (("two words",), ())
+
+
 def test_a_chat_that_is_not_kept_leaves_nothing(session: Session) -> None:
     with OpenChat(session, session.converse(sampling=GREEDY, max_tokens=4), save=False) as chat:
         say(chat, "hello")

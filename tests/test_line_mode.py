@@ -95,6 +95,14 @@ def test_a_reply_goes_on_from_another_token_by_command(
     assert "* 2" in err
 
 
+def test_a_choice_against_the_odds_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_through(['/set parameter grammar root ::= "quick" "\\n"', "hello", "/alternatives"], monkeypatch)
+    listed = "".join(capsys.readouterr().err.split())
+    assert '…*"k"<1%' in listed
+
+
 def test_alternatives_are_found_by_number_and_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def branched(alternative: str) -> int:
         conversation = chat_through(["hello", f"/branch 2 {alternative}"], monkeypatch)
@@ -111,7 +119,7 @@ def test_alternatives_are_found_by_number_and_by_text(monkeypatch: pytest.Monkey
     [
         "/nonsense", "/set", "/set parameter", "/set parameter nothing 1", "/temp hot", "/retry", "/undo", "/save",
         "/load", "/load nothing", "/lora nothing", "/lora nothing off", "/",
-        "/alternatives", "/alternatives x", "/branch 1 2",
+        "/alternatives", "/alternatives x", "/alternatives 0", "/branch 1 2",
     ],
 )  # fmt: skip
 def test_wrong_commands_say_so_and_the_chat_goes_on(

@@ -107,7 +107,7 @@ def _lora_choices(chat: OpenChat, done: Sequence[str]) -> Sequence[str]:
 
 
 def _set_choices(chat: OpenChat, done: Sequence[str]) -> Sequence[str]:
-    names = [*(field.name for field in fields(Sampling)), "predict", "stop"]
+    names = [*(field.name for field in fields(Sampling)), "predict", "stop", "json_schema"]
     return {0: ["parameter"], 1: names}.get(len(done), [])
 
 
@@ -129,7 +129,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "set",
         "parameter NAME VALUE",
-        "Set a sampling parameter, by llama.cpp's name.",
+        "Set a sampling parameter, by llama.cpp's name, predict, stop or json_schema; texts are taken back by off.",
         setting_commands.set_parameter,
         _set_choices,
     ),

@@ -10,6 +10,7 @@ from edgetune.chat.adapters import check_scale, find_adapter
 from edgetune.chat.budget import Overflow
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.chat.presets import apply_preset, changes, delete_preset, load_presets, save_preset
+from edgetune.engine.grammar import grammar_from_json_schema
 from edgetune.errors import UsageError
 
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
@@ -29,17 +30,23 @@ def temp(chat: OpenChat, arguments: str) -> Outcome:
 
 
 def set_parameter(chat: OpenChat, arguments: str) -> Outcome:
-    """Set a sampling parameter, the limit of a reply, or a stop string."""
+    """Set a sampling parameter, the limit of a reply, a stop string, or a JSON schema to follow."""
     words, conversation = arguments.split(maxsplit=2), chat.conversation
     if len(words) != 3 or words[0] != "parameter":
         raise UsageError("/set takes: parameter NAME VALUE.", hint="For example: /set parameter temperature 0.7")
-    if words[1] in ("num_predict", "predict"):
-        conversation.max_tokens = _whole(words[2])
-    elif words[1] == "stop":
-        conversation.stop = (words[2],)
+    _, name, value = words
+    text = "" if value in ("off", '""') else value
+    if name in ("num_predict", "predict"):
+        conversation.max_tokens = _whole(value)
+    elif name == "stop":
+        conversation.stop = (text,) if text else ()
+    elif name == "json_schema":
+        _set_checked(chat, "grammar", grammar_from_json_schema(text) if text else "")
+    elif name in ("grammar", "logit_bias"):
+        _set_checked(chat, name, text)
     else:
-        conversation.sampling = conversation.sampling.with_setting(words[1], words[2])
-    return Outcome(f"{words[1]} {words[2]}")
+        conversation.sampling = conversation.sampling.with_setting(name, value)
+    return Outcome(f"{name} {value}")
 
 
 def preset(chat: OpenChat, arguments: str) -> Outcome:
@@ -162,6 +169,13 @@ def _apply_lora(chat: OpenChat, name: str, value: str) -> None:
 
 def _settings(values: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "llama.cpp's defaults"
+
+
+def _set_checked(chat: OpenChat, name: str, value: str) -> None:
+    """Set what only llama.cpp can tell to be wrong: now, and not with the next message."""
+    sampling = chat.conversation.sampling.with_setting(name, value)
+    chat.session.engine.build_sampler(sampling, ()).close()
+    chat.conversation.sampling = sampling
 
 
 def _whole(text: str) -> int:

@@ -19,7 +19,7 @@ _BEFORE = 24
 
 def alternatives(chat: OpenChat, arguments: str) -> Outcome:
     """List the tokens of the last reply that were least sure, and what else was likely there."""
-    if arguments and not arguments.isdecimal():
+    if arguments and not (arguments.isdecimal() and int(arguments)):
         raise UsageError(f"/alternatives takes a number of tokens, not {arguments!r}.")
     node = _looked_at(chat)
     chosen = [index for index, choice in enumerate(node.choices) if len(choice.alternatives) > 1]
@@ -64,6 +64,8 @@ def _described(node: Node, choice: TokenChoice) -> str:
         f"{number}{'*' if one.id == choice.id else ''} {_quoted(one.text)} {_share(one.probability)}"
         for number, one in enumerate(choice.alternatives[:_ALTERNATIVES], 1)
     ]
+    if all(one.id != choice.id for one in choice.alternatives[:_ALTERNATIVES]):
+        others.append(f"… * {_quoted(node.generated[choice.start : choice.end])} {_share(choice.probability)}")
     return f"…{before} → {'  '.join(others)}"
 
 
