@@ -20,6 +20,7 @@ from edgetune.data.columns import CLASSIFICATION, REGRESSION, Columns, Labelled,
 from edgetune.errors import DataError
 from edgetune.events import Notice, Sink
 from edgetune.training import metrics
+from edgetune.training.evaluate import chosen_rows
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.choose import Kind
 from edgetune.training.tasks.rows import Ids, RowBatch, RowTask
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_LABELS = 10_000
+_ROWS_TO_START = 16
 _NAMED = 20
 """Labels that an error lists."""
 
@@ -134,16 +136,19 @@ class _HeadTask(RowTask):
 
     def logits(self, model: Any, batch: RowBatch) -> torch.Tensor:
         """What the head says, in f32: (rows, outputs)."""
-        import torch
-
         if self.kind == "encoder":
             return model(**batch.inputs).logits.float()  # type: ignore[no-any-return]
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base.score(self._last_states(base, batch)).float()  # type: ignore[no-any-return]
+
+    def _last_states(self, base: Any, batch: RowBatch) -> torch.Tensor:
+        """A decoder's state at each row's last token: (rows, hidden)."""
+        import torch
+
         body = getattr(base, base.base_model_prefix)
         hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (rows, tokens, hidden)
         last = batch.inputs["attention_mask"].sum(dim=1) - 1
-        rows = torch.arange(len(last), device=last.device)
-        return base.score(hidden[rows, last]).float()  # type: ignore[no-any-return]
+        return hidden[torch.arange(len(last), device=last.device), last]  # type: ignore[no-any-return]
 
     def row_losses(self, logits: torch.Tensor, batch: RowBatch) -> torch.Tensor:
         """The loss of each row: (rows,)."""
@@ -326,7 +331,7 @@ class RegressionTask(_HeadTask):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.offset, self.scale = 0.0, 1.0
+        self.mean, self.offset, self.scale = 0.0, 0.0, 1.0
         """What the head says, times scale plus offset, is the score; until `settle` puts them into the head."""
 
     def formats(self) -> Sequence[Columns]:
@@ -350,10 +355,26 @@ class RegressionTask(_HeadTask):
         labels = self.raw.get("id2label") or {0: "", 1: ""}  # transformers leaves out its default, two labels
         self.keeps_head = architecture.endswith("ForSequenceClassification") and len(labels) == 1
         if not self.keeps_head:
-            has_bias = self.kind == "encoder"  # decoders' heads have none: what they say can be scaled but not moved
-            self.offset = float(scores.mean()) if has_bias else 0.0
-            self.scale = float(np.sqrt(np.mean((scores - self.offset) ** 2))) or 1.0
+            self.scale = float(scores.std())
+            # Decoders' heads have no bias: what they say can be scaled but not moved, so `start` moves it.
+            self.mean = float(scores.mean())
+            self.offset = self.mean if self.kind == "encoder" else 0.0
         return dataset
+
+    def start(self, model: Any) -> None:
+        """A head without a bias starts by saying the mean score of the mean state."""
+        import torch
+
+        super().start(model)
+        if self.keeps_head or self.kind == "encoder":
+            return
+        batch = self.collate(chosen_rows(self.train_sequences, _ROWS_TO_START), torch.device("cpu"))
+        last = _last_linear(model, 1)
+        model.eval()
+        with torch.no_grad():
+            state = self._last_states(model, batch).float().mean(dim=0)
+            wanted = self.mean / self.scale - float(last.weight[0].float() @ state)
+            last.weight[0] += (state * (wanted / float(state @ state))).to(last.weight.dtype)
 
     def target(self, example: Scored) -> NDArray[np.float32]:
         """The score."""

@@ -69,6 +69,7 @@ class RowTask:
         self.raw: Mapping[str, Any] = {}
         self.has_types = False
         self._weights: frozenset[str] = frozenset()
+        self.train_sequences: Sequence[Any] = ()
 
     # --- rows
 
@@ -157,6 +158,7 @@ class RowTask:
                     sink(Progress("tokenize", number, len(rows), "rows", name))
             splits[name] = Split(sequences, len(rows), truncated, len(rows) - len(sequences))
         tell_losses(splits, max_length, sink)
+        self.train_sequences = splits["train"].sequences
         if not splits["train"].sequences:
             raise DataError("Nothing is left to train on: no row has a token.", hint="Look at the data's texts.")
         return splits
