@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune.data import Tokenized
+from edgetune.errors import ResourceError
 from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings
 from edgetune.training.packing import ATTENTION, ROW_STEP, PackedBatch, best_fit, collate_packed
@@ -401,3 +403,39 @@ def test_the_loss_curve_is_that_of_transformers_trainer_with_peft(packing: bool,
     assert len(ours) == len(theirs) == 12
     assert theirs[-1] < theirs[0] - 0.5
     assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_a_step_that_does_not_fit_goes_on_with_smaller_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from edgetune.training import loop, train
+
+    base_dir = write_checkpoint(tmp_path / "base", "llama", overrides={"hidden_size": 64, "intermediate_size": 128})
+    texts = [f"the quick brown fox number {n} jumps" * (n % 3 + 1) for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = TrainSettings(
+        model=str(base_dir), data=(str(tmp_path / "train.jsonl"),), dtype="f32", epochs=1, batch_size=8, eval=False
+    )
+    losses = [train(replace(settings, out=str(tmp_path / "whole"))).metrics["train_loss"]]
+
+    real, most = loop.Loop._backward, [0]
+
+    def backward(self: Any, batches: Any) -> float:
+        if any(batch.input_ids.numel() > most[0] for batch in batches):
+            real(self, batches[:1])
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(self, batches)
+
+    monkeypatch.setattr(loop.Loop, "_backward", backward)
+    for packing, tokens in ((True, 200), (False, 160)):
+        most[0] = tokens
+        told: list[Event] = []
+        out = str(tmp_path / f"less-{packing}")
+        losses.append(train(replace(settings, out=out, packing=packing), sink=told.append).metrics["train_loss"])
+        texts = [event.text for event in told if isinstance(event, Notice) and event.level == "warning"]
+        assert any(text.startswith("Out of memory: going on with ") for text in texts), texts
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+    most[0] = 1
+    with pytest.raises(ResourceError, match="Out of memory"):
+        train(replace(settings, out=str(tmp_path / "never")))
