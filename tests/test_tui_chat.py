@@ -236,6 +236,22 @@ async def test_enter_on_an_alternative_branches() -> None:
         assert "‹1/2›" in driver.text()
 
 
+async def test_the_plot_shows_the_position_that_is_looked_at() -> None:
+    async with chat_app(sampling=Sampling(temp=0, ignore_eos=True), max_tokens=6) as driver:
+        node = await driver.say("hello")
+        await driver.press("ctrl+s")
+        await driver.idle()
+        plot = driver.screen.side.plot
+        following = plot.candidates
+        await driver.press("escape", "ctrl+up", "t", "right", "right")
+        await driver.until(lambda: plot.chosen == node.ids[2])
+        assert list(plot.candidates) == list(node.choices[2].alternatives)
+        await driver.press("escape")
+        await driver.idle()
+        assert plot.chosen is None
+        assert list(plot.candidates) == list(following)
+
+
 async def test_the_token_that_was_taken_is_no_branch() -> None:
     async with chat_app(sampling=Sampling(temp=0, ignore_eos=True), max_tokens=6) as driver:
         node = await driver.say("hello")

@@ -25,8 +25,10 @@ from edgetune.events import Event, Metrics, Notice, Progress
 from edgetune.library import Entry, list_models, register
 from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
-from edgetune.tui.home import HomeScreen, StageView, details, read_losses
+from edgetune.tui.details import details, read_losses
+from edgetune.tui.home import HomeScreen
 from edgetune.tui.palette import Palette
+from edgetune.tui.stage_view import StageView
 from edgetune.tui.stages import Stage, StageEnd, actions_for, list_entries, train_arguments, verify_arguments
 from tests.gguf_files import BASE, write_adapter, write_model
 from tests.ggufs import base_gguf, checkpoint

@@ -22,6 +22,7 @@ from edgetune.tui.controls import ControlList
 from edgetune.tui.dialogs import LineDialog, TextDialog
 from edgetune.tui.sessions import SessionsScreen
 from edgetune.tui.themes import DARK, LIGHT
+from edgetune.tui.token_panel import TokenPanel
 from tests.ggufs import QUERY, checkpoint, write_lora
 from tests.tui_pilot import ENDLESS, chat_app, pocket_gguf, screen_styles, screen_text
 
@@ -167,6 +168,44 @@ async def test_each_side_has_its_own_settings(pocket: Path) -> None:
         await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
         assert [node.meta["sampling"].get("temp") for node in screen.nodes] == [1.5, 0.2]
         assert driver.chat.conversation.sampling.temp == Sampling().temp
+
+
+async def test_the_tokens_of_both_sides_can_be_inspected(pocket: Path) -> None:
+    async with chat_app(pocket, max_tokens=8) as driver:
+        await driver.press("ctrl+g")
+        screen = driver.app.screen
+        assert isinstance(screen, CompareScreen)
+        await driver.type("hello\n")
+        await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
+        panel = screen.query_one(TokenPanel)
+        assert not panel.has_class("open")
+        await driver.press("t", "right", "down")
+        await driver.until(lambda: panel.has_class("open"))
+        choice = screen.nodes[0].choices[1]
+        assert panel.choice == choice
+        assert panel.alternative == choice.alternatives[1]
+        await driver.press("enter")
+        assert "Branches are made in the chat" in driver.told
+        screen.query_one("#reply-1").focus()
+        await driver.press("t")
+        await driver.until(lambda: panel.choice == screen.nodes[1].choices[0])
+        await driver.press("escape")
+        await driver.until(lambda: not panel.has_class("open"))
+        assert driver.app.screen is screen
+
+
+async def test_both_sides_answer_again(pocket: Path) -> None:
+    async with chat_app(pocket, max_tokens=4) as driver:
+        await driver.press("ctrl+g")
+        screen = driver.app.screen
+        assert isinstance(screen, CompareScreen)
+        await driver.type("hello there\n")
+        await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
+        before = list(screen.nodes)
+        await driver.press("r")
+        await driver.until(lambda: screen.nodes[0] is not before[0] and screen.run_now is None)
+        assert "A and B answer again: hello there" in driver.told
+        assert len(driver.tree.siblings(before[0].id)) == 4
 
 
 async def test_both_sides_are_stopped(pocket: Path) -> None:

@@ -13,11 +13,10 @@ from rich.text import Text
 from textual import events
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from edgetune.engine.protocol import Candidate
 from edgetune.tui.palette import Palette
-from edgetune.tui.strips import strip_of
+from edgetune.tui.strips import OwnLines, strip_of
 from edgetune.tui.visible import token_text
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -41,7 +40,7 @@ def percent(share: float) -> str:
     return f"{share * 100:4.2f}%" if share >= 0.0001 else "   0%" if not share else "<.01%"
 
 
-class CandidateBars(Widget, can_focus=False):
+class CandidateBars(OwnLines, can_focus=False):
     """The bars; with a cursor where one may be chosen."""
 
     DEFAULT_CSS = "CandidateBars { height: auto; }"
@@ -88,7 +87,7 @@ class CandidateBars(Widget, can_focus=False):
 
     def render_line(self, y: int) -> Strip:
         """One candidate; the last line sums up."""
-        base, palette = self.rich_style, self._palette or Palette.of(self.app)
+        base, palette = self.base, self._palette or Palette.of(self.app)
         width, height = self.size
         if not self.candidates:
             text = Text(self.empty if y == 0 else "", palette.muted)

@@ -6,14 +6,11 @@ Chatting opens the chat screen; every other stage runs as a child process, one a
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from textual import work
@@ -24,17 +21,14 @@ from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import EdgetuneError
-from edgetune.events import Event, Metrics, Notice, Progress
-from edgetune.library import Entry, checkpoint_architecture, describe, disk_bytes
-from edgetune.paths import bytes_text
-from edgetune.plot import braille_plot
+from edgetune.library import Entry
+from edgetune.tui.details import details
 from edgetune.tui.dialogs import AskDialog, LineDialog
 from edgetune.tui.palette import Palette
+from edgetune.tui.stage_view import StageView
 from edgetune.tui.stages import (
     Stage,
-    StageEnd,
     actions_for,
     is_unfinished,
     known_data,
@@ -43,7 +37,7 @@ from edgetune.tui.stages import (
     train_arguments,
     verify_arguments,
 )
-from edgetune.tui.visible import one_line, visible
+from edgetune.tui.visible import one_line
 
 if TYPE_CHECKING:
     from edgetune.chat.open_chat import OpenChat, Outcome
@@ -53,10 +47,6 @@ ChatOpening = Callable[[Path], "tuple[OpenChat, Outcome]"]
 """Opens a chat with the model, the adapter or the run at a path."""
 
 _KINDS = {"checkpoint": "model", "run": "run", "model": "GGUF", "adapter": "adapter"}
-_METRICS = "metrics.jsonl"
-_CURVE_ROWS = 5
-_NOTICES = 3
-_OUTPUT_LINES = 8
 _KEYS = {"chat": "c", "convert": "g", "quantize": "u", "verify": "v", "train": "t"}
 
 
@@ -272,192 +262,3 @@ class HomeScreen(Screen[None]):
         box.update(self._view.render(self._title, Palette.of(self.app), width=max(box.size.width - 2, 20)))
         if now:
             self._show_all()
-
-
-class StageView:
-    """What a stage has told so far, and how it looks."""
-
-    def __init__(self) -> None:
-        self.end: StageEnd | None = None
-        """How it ended; None while it runs."""
-        self.is_stopping = False
-        self.has_changed = True
-        self._progress: Progress | None = None
-        self._losses: list[float] = []
-        self._metrics: Metrics | None = None
-        self._valid: list[float] = []
-        self._notices: list[Notice] = []
-
-    def take(self, event: Event) -> None:
-        """Take note of an event."""
-        self.has_changed = True
-        if isinstance(event, Progress):
-            self._progress = event
-        elif isinstance(event, Notice):
-            self._notices = [*self._notices[1 - _NOTICES :], event]
-        elif event.split == "train":
-            self._metrics = event
-            self._losses.append(event.values["loss"])
-        else:
-            self._valid.append(event.values["loss"])
-
-    def render(self, title: str, palette: Palette, *, width: int) -> RenderableType:
-        """Title, bar, numbers, the loss so far, the latest words."""
-        self.has_changed = False
-        parts: list[RenderableType] = [self._head(title, palette)]
-        if self.end is None and self._progress is not None:
-            parts.append(self._bar(self._progress, palette, width))
-        if self._metrics is not None:
-            parts.append(self._numbers(self._metrics, palette))
-        if len(self._losses) > 1:
-            parts += curve(self._losses, palette, width=width, rows=3)
-        for notice in self._notices if self.end is None or not self.end.error else []:
-            style = palette.ink("warning") if notice.level == "warning" else palette.muted
-            parts.append(Text(one_line(notice.text), style, no_wrap=True, overflow="ellipsis"))
-        if self.end is not None:
-            output = self.end.output.splitlines()[:_OUTPUT_LINES]
-            parts += [Text(visible(line), no_wrap=True, overflow="ellipsis") for line in output]
-        if self.end is not None and self.end.error:
-            style = palette.ink("warning" if self.end.was_stopped else "error")
-            parts.append(Text(visible(self.end.error), style))
-            parts.append(Text(visible(self.end.hint), palette.muted))
-        return Group(*parts)
-
-    def _head(self, title: str, palette: Palette) -> Text:
-        if self.end is None:
-            mark, style = ("stopping", "warning") if self.is_stopping else ("running", "accent")
-        elif self.end.was_stopped:
-            mark, style = "stopped", "warning"
-        else:
-            mark, style = ("failed", "error") if self.end.code else ("done", "success")
-        head = Text(f"{mark} ", palette.ink(style, bold=True), no_wrap=True, overflow="ellipsis")
-        return head.append(one_line(title), palette.muted)
-
-    @staticmethod
-    def _bar(progress: Progress, palette: Palette, width: int) -> RenderableType:
-        label = f" {progress.stage} {_count(progress)}"
-        bar = ProgressBar(
-            total=progress.total or None,
-            completed=progress.done,
-            width=max(width - len(label) - 1, 10),
-            pulse=not progress.total,
-            style=palette.faint,
-            complete_style=palette.ink("accent"),
-            finished_style=palette.ink("success"),
-        )
-        row = Table.grid()
-        row.add_row(bar, Text(label, palette.muted))
-        return row
-
-    def _numbers(self, metrics: Metrics, palette: Palette) -> Text:
-        values = metrics.values
-        shown = [("step", f"{metrics.step}"), ("loss", f"{values['loss']:.4f}")]
-        if self._valid:
-            shown.append(
-                ("valid", " → ".join(f"{loss:.4f}" for loss in dict.fromkeys((self._valid[0], self._valid[-1]))))
-            )
-        shown += [("lr", f"{values['lr']:.1e}")] if "lr" in values else []
-        shown += [("tokens/s", f"{values['tokens_per_second']:,.0f}")] if "tokens_per_second" in values else []
-        return _pairs(shown, palette)
-
-
-def details(entry: Entry, *, palette: Palette, width: int) -> RenderableType:
-    """What is to be known of `entry`; reads its headers and records, so not for the thread that draws."""
-    head = Text(one_line(entry.name), palette.ink("primary", bold=True))
-    try:
-        rows, more = _about_run(entry, palette, width) if entry.kind == "run" else (_about_model(entry), [])
-    except (EdgetuneError, OSError) as error:
-        return Group(head, Text(visible(str(error)), palette.ink("error")))
-    rows.append(("path", str(entry.path)))
-    if not entry.embedded:
-        rows.append(("changed", f"{datetime.fromtimestamp(entry.added):%Y-%m-%d %H:%M}"))
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            table.add_row(Text(name, palette.muted), Text(visible(value)))
-    return Group(head, table, *more)
-
-
-def _about_model(entry: Entry) -> list[tuple[str, str]]:
-    # Describing a checkpoint in full would hash its weights, which takes a while the first time.
-    if entry.kind == "checkpoint":
-        kind = "comes with edgetune" if entry.embedded else "Hugging Face directory"
-        return [
-            ("kind", kind),
-            ("architecture", checkpoint_architecture(entry.path)),
-            ("size", bytes_text(disk_bytes(entry.path))),
-        ]
-    about = describe(entry.path)
-    adapts = f"rank {about.rank}, {', '.join(about.targets)}" if about.rank else ""
-    return [
-        ("kind", "GGUF adapter" if entry.kind == "adapter" else "GGUF model"),
-        ("architecture", about.architecture),
-        ("type", about.file_type),
-        ("parameters", f"{about.parameters:,}"),
-        ("size", bytes_text(about.bytes)),
-        ("context", f"{about.sizes.context:,} tokens" if about.sizes.context else ""),
-        ("base", about.base_name),
-        ("adapts", adapts),
-        ("trained", about.trained),
-    ]
-
-
-def _about_run(entry: Entry, palette: Palette, width: int) -> tuple[list[tuple[str, str]], list[RenderableType]]:
-    if not (entry.path / RUN_RECORD).is_file():
-        return [("kind", "PEFT adapter, trained elsewhere")], []
-    run = Run.load(entry.path)
-    train, valid = read_losses(entry.path)
-    metrics = run.metrics
-    state = "finished" if run.finished else f"stopped or at work, at step {len(train)}"
-    rows = [
-        ("kind", f"run, {state}"),
-        ("base", run.base_name),
-        ("data", ", ".join(Path(str(path)).name for path in run.data.get("paths", []))),
-        ("steps", f"{metrics['step']:,}" if "step" in metrics else ""),
-        ("loss", f"{train[0]:.4f} → {train[-1]:.4f}" if train else ""),
-        ("validation", f"{valid[0]:.4f} → {valid[-1]:.4f}" if len(valid) > 1 else ""),
-        ("GGUF", ", ".join(sorted(path.name for path in entry.path.glob("*.gguf"))) or "not converted yet"),
-    ]
-    return rows, curve(train, palette, width=width, rows=_CURVE_ROWS) if len(train) > 1 else []
-
-
-def read_losses(run_dir: Path) -> tuple[list[float], list[float]]:
-    """The training and validation losses that a run has written so far; a cut last line is not one yet."""
-    losses: dict[str, list[float]] = {"train": [], "valid": []}
-    try:
-        lines = (run_dir / _METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            losses[values["split"]].append(float(values["loss"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return losses["train"], losses["valid"]
-
-
-def curve(losses: list[float], palette: Palette, *, width: int, rows: int) -> list[RenderableType]:
-    """The loss from left to right, its highest and its lowest value at the side."""
-    lines: list[RenderableType] = []
-    for at, line in enumerate(braille_plot(losses, columns=max(width - 8, 10), rows=rows)):
-        value = max(losses) if at == 0 else min(losses) if at == rows - 1 else None
-        label = "" if value is None else f"{value:.2f}"
-        lines.append(Text(f"{label:>6} ", palette.muted).append(line, palette.ink("accent")))
-    return lines
-
-
-def _count(progress: Progress) -> str:
-    if progress.unit == "bytes":
-        return bytes_text(progress.total or progress.done)
-    done = f"{progress.done:.0f}/{progress.total:.0f}" if progress.total else f"{progress.done:.0f}"
-    return f"{done} {progress.unit}".strip()
-
-
-def _pairs(shown: list[tuple[str, str]], palette: Palette) -> Text:
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for name, value in shown:
-        text.append(f"{name} ", palette.muted).append(f"{value}   ")
-    return text

@@ -13,14 +13,20 @@ from edgetune.chat.tree import Node, Tree
 from edgetune.engine.protocol import TokenChoice
 
 
+def given_tokens(node: Node) -> int:
+    """How many tokens of `node` were given: what a branch kept, and the one it took instead."""
+    origin = node.meta.get("branched_from")
+    return int(origin.get("token", 0)) + 1 if isinstance(origin, dict) else 0
+
+
 def recorded_choices(tree: Tree, node: Node, choices: Sequence[TokenChoice] | None = None) -> list[TokenChoice]:
     """The choices of `node`, or `choices` in their stead while it runs; alternatives as complete as they are known."""
     own = list(node.choices if choices is None else choices)
     origin = node.meta.get("branched_from")
     source = tree.nodes.get(origin.get("node", "")) if isinstance(origin, dict) else None
-    if source is None or not isinstance(origin, dict):
+    if source is None:
         return own
-    at = int(origin.get("token", 0))
+    at = given_tokens(node) - 1
     kept = recorded_choices(tree, source)
     if len(kept) <= at:
         return own

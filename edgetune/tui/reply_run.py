@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 
 from edgetune.chat.conversation import Conversation
 from edgetune.chat.reply import Reply
-from edgetune.tui.transcript import Live
+from edgetune.tui.live import Live
 
-FASTEST = 1 / 25
+FASTEST = 1 / 20
 """Seconds between frames at most often."""
-_SLOWEST = 1 / 8
-_SHARE = 0.04
+_SLOWEST = 1 / 6
+_SHARE = 0.025
 """Of the time, this much may go into drawing while there is something to decode."""
+SELDOM = 1 / 4
+"""Seconds between looks at numbers and plots, which nobody reads faster than that."""
 
 
 class Pacer:
@@ -38,6 +40,21 @@ class Pacer:
         wanted = min(max(cost / _SHARE, FASTEST), _SLOWEST)
         self._wait = (self._wait + wanted) / 2
         self._last, self._spent = now, spent
+        return True
+
+
+class Clock:
+    """Says when something that is to happen every so many seconds is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, 0.0
+
+    def is_due(self) -> bool:
+        """Whether to do it now."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
         return True
 
 
@@ -78,11 +95,11 @@ class ReplyRun:
         reasons = self._conversation.thinking is not None
         for number, (reply, live) in enumerate(zip(self.replies, self.lives, strict=True)):
             # The last choice is still being written while a reply runs, and text may be held back for a stop string.
-            count = len(reply.choices) - (0 if is_over else 1)
-            text = reply.text
-            while count > 0 and reply.choices[count - 1].end > len(text):
+            choices, text = reply.choices, reply.text
+            count = len(choices) - (0 if is_over else 1)
+            while count > 0 and choices[count - 1].end > len(text):
                 count -= 1
-            live.generated, live.choices = text, reply.choices[: max(count, 0)]
+            live.generated, live.choices = text, choices[: max(count, 0)]
             live.reasoning, live.answer = self._parts[number] if reasons else ("", text)
             live.is_over = is_over
 

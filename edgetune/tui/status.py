@@ -8,10 +8,9 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 from textual.strip import Strip
-from textual.widget import Widget
 
 from edgetune.tui.palette import Palette
-from edgetune.tui.strips import strip_of
+from edgetune.tui.strips import OwnLines, strip_of
 from edgetune.tui.visible import one_line
 
 _FULL = 0.9
@@ -36,7 +35,7 @@ class Status:
     is_busy: bool = False
 
 
-class StatusLine(Widget):
+class StatusLine(OwnLines):
     """Draws a `Status`; what has no room is left out, the least telling first."""
 
     DEFAULT_CSS = "StatusLine { height: 1; dock: bottom; background: $panel; }"
@@ -58,7 +57,7 @@ class StatusLine(Widget):
 
     def render_line(self, y: int) -> Strip:
         """The one line there is."""
-        base, width = self.rich_style, self.size.width
+        base, width = self.base, self.size.width
         text = self._text(Palette.of(self.app), width)
         return strip_of(text, base, width=width)
 

@@ -1,4 +1,4 @@
-"""Rich text → what a widget's line is made of."""
+"""Rich text → what a widget's line is made of, on the style that the widget has."""
 
 from __future__ import annotations
 
@@ -6,9 +6,37 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
+from textual.color import Color
 from textual.strip import Strip
+from textual.widget import Widget
 
 from edgetune.tui.markdown import CONSOLE
+
+
+class OwnLines(Widget):
+    """A widget that draws its lines itself, and works out the style below them once instead of with every line."""
+
+    _base: Style | None = None
+    _background: Color | None = None
+
+    @property
+    def base(self) -> Style:
+        """The style below everything drawn here."""
+        if self._base is None:
+            self._base = self.rich_style
+        return self._base
+
+    @property
+    def background(self) -> Color:
+        """The colour of the base, which filters want to know."""
+        if self._background is None:
+            self._background = self.background_colors[1]
+        return self._background
+
+    def notify_style_update(self) -> None:
+        """Other styles, another base."""
+        self._base = self._background = None
+        super().notify_style_update()
 
 
 def strip_of(text: Text, base: Style, *, width: int | None = None) -> Strip:
