@@ -439,3 +439,17 @@ def test_a_step_that_does_not_fit_goes_on_with_smaller_passes(tmp_path: Path, mo
     most[0] = 1
     with pytest.raises(ResourceError, match="Out of memory"):
         train(replace(settings, out=str(tmp_path / "never")))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2", "gpt2"])
+def test_a_model_that_packs_still_writes_what_it_wrote(family: str) -> None:
+    import torch
+
+    model, rows = adapted_model(*PACKED[family]).eval(), sequences()
+    prompts = torch.from_numpy(np.stack([row.ids[:3] for row in rows[:2]]).astype(np.int64))
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    asked: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 96}
+    wanted = model.generate(input_ids=prompts, attention_mask=mask, **asked)
+    speed_up(model, rows)
+    assert model.get_base_model().config._attn_implementation == ATTENTION
+    assert torch.equal(model.generate(input_ids=prompts, attention_mask=mask, **asked), wanted)

@@ -217,8 +217,13 @@ def packed_attention(
 
     if unknown := [name for name in ("s_aux", "position_bias", "cache") if others.get(name) is not None]:
         raise ValueError(f"packed attention takes no {unknown[0]}")
-    attend = _Attend(module, dropout, scaling, softcap)
+    attend = _Attend(dropout, scaling, softcap)
     if attention_mask is None or attention_mask.dtype != torch.int64:
+        if softcap is None:
+            plain: tuple[torch.Tensor, None] = _transformers_own()(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+            )
+            return plain
         causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, others)
         return attend(query, key, value, attention_mask, causal=causal).transpose(1, 2).contiguous(), None
     if not _is_causal(module, others):
@@ -228,6 +233,12 @@ def packed_attention(
     parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [attend.one(*part, window=window).transpose(1, 2) for part in parts]
     return torch.cat(outputs, dim=1), None
+
+
+def _transformers_own() -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward
 
 
 def _is_causal(module: Any, others: dict[str, Any]) -> bool:
@@ -250,7 +261,6 @@ def _window(module: Any) -> int | None:
 class _Attend:
     """Scaled dot-product attention with the options of one layer."""
 
-    module: Any
     dropout: float
     scaling: float | None
     softcap: float | None
@@ -302,6 +312,8 @@ class _Attend:
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril_()
         if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+            # Not minus infinity: a query of padding sees nothing, and its not-a-number would reach the others.
+            lowest = torch.finfo(scores.dtype).min
+            scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         return torch.nn.functional.dropout(weights, self.dropout) @ value
