@@ -174,19 +174,19 @@ _LANGUAGES = ("en_XX", "de_DE", "ro_RO", "pt_XX")
 
 @lru_cache
 def _unigram_json(kind: str) -> str:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<pad>", "</s>", "<unk>", "<extra_id_0>"] if kind == "t5" else ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Replace("\t", " ")
+    words = ["\u2581" + word for word in dict.fromkeys(_WORDS.split())]
+    parts = [word[1:4] for word in words] + [word[:4] for word in words]
+    letters = "\u2581abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?<>/_-()"
+    pieces = [(piece, -2.0 - place / 50) for place, piece in enumerate(dict.fromkeys([*words, *parts, *letters]))]
+    languages = [] if kind == "t5" else list(_LANGUAGES)
+    vocabulary = [(text, 0.0) for text in [*special, *languages]] + pieces
+    tokenizer = Tokenizer(models.Unigram(vocabulary, special.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    added = [] if kind == "t5" else list(_LANGUAGES)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=[*special, *added], unk_token="<unk>", show_progress=False
-    )
-    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,;:!?<>/_-()"
-    tokenizer.train_from_iterator([_WORDS, letters, " ".join(letters), *TEXTS] * 5, trainer)
+    tokenizer.add_special_tokens([*special, *languages])
     return str(tokenizer.to_str())
 
 
