@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, read_dataset, tokenize
+from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, read_dataset
+from edgetune.data.cache import cached_tokenize
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
 from edgetune.training import metrics
@@ -74,7 +75,7 @@ class CausalTask:
     ) -> Mapping[str, Split[Tokenized]]:
         """Token ids and which of them are learned."""
         self._tokenizer = tokenizer
-        return tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
+        return cached_tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
 
     def head_modules(self, model: Any) -> list[str]:
         """None: the head is the base's own."""

@@ -1,0 +1,131 @@
+"""Sequences kept on disk: the same as those made anew, found by content, and never believed when broken."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.data import Split, Tokenized, load_tokenizer, read_dataset
+from edgetune.data import cache as module
+from edgetune.data.cache import cached_tokenize
+from edgetune.events import Event, Notice, Progress
+from edgetune.paths import cache_dir
+from tests.checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base") / "tiny", "llama")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "LEAST_ROWS", 3)
+    monkeypatch.setenv("EDGETUNE_HOME", str(tmp_path / "home"))
+
+
+def write_rows(path: Path, count: int = 6, *, word: str = "fox") -> Path:
+    rows = [
+        {"messages": [{"role": "user", "content": word * n}, {"role": "assistant", "content": "yes " * n * n}]}
+        for n in range(1, count + 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def made(
+    data: Path, base_dir: Path, *, max_length: int = 24, **changes: Any
+) -> tuple[dict[str, Split[Tokenized]], list[Event]]:
+    told: list[Event] = []
+    dataset = read_dataset([data], has_template=True, splits=("train",))
+    tokenizer = load_tokenizer(base_dir, **changes)
+    return cached_tokenize(dataset, tokenizer, max_length=max_length, sink=told.append), told
+
+
+def is_new(told: list[Event]) -> bool:
+    return any(isinstance(event, Progress) for event in told)
+
+
+def equal(one: Split[Tokenized], other: Split[Tokenized]) -> bool:
+    assert one.summary() == other.summary()
+    return all(
+        np.array_equal(a.ids, b.ids) and np.array_equal(a.learned, b.learned)
+        for a, b in zip(one.sequences, other.sequences, strict=True)
+    )
+
+
+def test_the_second_time_the_same_sequences_come_from_disk(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    first, told_first = made(data, base_dir)
+    second, told_second = made(data, base_dir)
+    assert is_new(told_first)
+    assert not is_new(told_second)
+    assert equal(first["train"], second["train"])
+    assert isinstance(second["train"].sequences[0].ids, np.memmap)
+    assert first["train"].truncated > 0
+    # What was said of the data is said again.
+    said = [[event for event in told if isinstance(event, Notice)] for told in (told_first, told_second)]
+    assert said[0] == said[1] != []
+
+
+def test_anything_else_is_tokenized_anew(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    made(data, base_dir)
+    template = "{{ strftime_now('%d') }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    for changes in (
+        {"max_length": 25},
+        {"chat_template": template, "now": datetime(2026, 1, 1)},
+        {"chat_template": template, "now": datetime(2026, 1, 2)},
+    ):
+        assert is_new(made(data, base_dir, **changes)[1])
+        assert not is_new(made(data, base_dir, **changes)[1])
+    write_rows(data, word="dog")
+    assert is_new(made(data, base_dir)[1])
+
+
+def test_a_broken_cache_is_made_again(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    first, _ = made(data, base_dir)
+    (kept,) = (cache_dir() / "tokens").iterdir()
+    for name, content in (("train.ids.npy", b"no array"), ("splits.json", b"{"), ("train.lengths.npy", b"")):
+        (kept / name).write_bytes(content)
+        again, told = made(data, base_dir)
+        assert is_new(told)
+        assert equal(first["train"], again["train"])
+    np.save(kept / "train.lengths.npy", np.array([1, 2]))
+    assert is_new(made(data, base_dir)[1])
+
+
+def test_small_data_and_old_data_are_not_kept(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(write_rows(tmp_path / "train.jsonl", 2), base_dir)
+    assert not (cache_dir() / "tokens").exists()
+    monkeypatch.setattr(module, "KEPT", 2)
+    for count in (3, 4, 5):
+        made(write_rows(tmp_path / "train.jsonl", count), base_dir)
+    assert len(list((cache_dir() / "tokens").iterdir())) == 2
+
+
+def test_a_home_that_cannot_be_written_does_no_harm(base_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    splits, told = made(write_rows(tmp_path / "train.jsonl"), base_dir)
+    assert is_new(told)
+    assert splits["train"].rows == 6
+
+
+def test_rows_that_the_template_refuses_are_found_every_time(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    template = (
+        "{% for message in messages %}{% if 'foxfox' in message.content %}{{ raise_exception('no') }}{% endif %}"
+        "{{ message.content }}{% endfor %}"
+    )
+    for _ in range(2):
+        dataset = read_dataset([data], has_template=True, splits=("train",), skip_bad_rows=True)
+        cached_tokenize(dataset, load_tokenizer(base_dir, chat_template=template), max_length=24)
+        assert len(dataset.skipped.problems) == 5
