@@ -40,6 +40,7 @@ SCORE_DIFFERENCE = 2e-3
 _NEARNESS = 0.1
 """Vectors of unlike texts can be nearly parallel: a right file stays below this share of their distance."""
 _ROWS_OF_DATA = 32
+_SMALL = 20_000_000
 _FLOAT32_BYTES = 5.2
 """Memory a parameter takes in torch, what is computed with it included."""
 _SPELLED = ("[CLS]", "[SEP]", "[MASK]", "[PAD]", "<s>", "</s>", "<mask>", "<pad>")
@@ -81,7 +82,7 @@ def verify(
         not_checked.append(f"token ids, vectors and scores: {error.message}")
     else:
         specs = [LoraSpec(lora.path)] if lora else []
-        with Encoder(backend, tokenizer) as torch, open_llama_encoder(header.path, lora=specs, gpu_layers=0) as llama:
+        with Encoder(backend, tokenizer) as torch, _open(header, specs) as llama:
             checks = [_check_tokens(torch, llama), _check_head(torch, llama), *checks]
             if all(check.passed for check in checks):
                 proof = _Proof(torch, llama, backend, header, lora, sink)
@@ -93,6 +94,12 @@ def verify(
     return ParityReport(
         header.path, lora.path if lora else None, tuple(checks), None, tuple(not_checked), vectors=vectors
     )
+
+
+def _open(header: GgufHeader, adapters: list[LoraSpec]) -> Encoder:
+    """On the CPU; threads that wait for each other cost more than they help a small model on a busy machine."""
+    threads = 1 if sum(tensor.nbytes for tensor in header.tensors) < _SMALL else 0
+    return open_llama_encoder(header.path, lora=adapters, gpu_layers=0, threads=threads)
 
 
 def _check_memory(base_dir: Path) -> None:
@@ -193,7 +200,7 @@ class _Proof:
             return ParityCheck("adapter_effect", 0, 0, skipped="the adapter changes the head alone")
         with self._model.without_adapter():
             plain = self._embed(self._torch, "effect")
-        with open_llama_encoder(self._header.path, gpu_layers=0) as llama:
+        with _open(self._header, []) as llama:
             plain_found = self._embed(llama, "effect")
         change, found = self._expected - plain, self._found - plain_found
         total = float((change * change).sum(dtype=np.float64))

@@ -1,0 +1,233 @@
+"""Texts to vectors and labels through llama.cpp and torch: the same numbers, in the order given, for pairs as well."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.engine import open_encoder
+from edgetune.engine.encoder import Encoder
+from edgetune.engine.encoder_llama import open_llama_encoder
+from edgetune.engine.protocol import LoraSpec
+from edgetune.errors import UnsupportedError, UsageError
+from edgetune.events import Event, Progress
+from edgetune.export import export_adapter, export_base
+from tests.encoders import LABELS, furthest, write_encoder
+from tests.ggufs import base_gguf
+
+TEXTS = ["the quick brown fox", "hello", "a cafe, the fox played!", "x " * 70, "the " * 9, "Hello the fox"]
+PAIRS = [("the quick fox", "played brown"), ("hello", "the cafe " * 20), ("a", "b")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engine-encoder")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(root: Path) -> Path:
+    return write_encoder(root / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
+
+
+@pytest.fixture(scope="module")
+def gguf(root: Path, checkpoint: Path) -> Path:
+    export_base(checkpoint, root / "bert.gguf", outtype="f16")
+    return root / "bert.gguf"
+
+
+@pytest.fixture(scope="module")
+def llama(gguf: Path) -> Iterator[Encoder]:
+    with open_encoder(gguf, threads=1) as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def torch_encoder(checkpoint: Path) -> Iterator[Encoder]:
+    with open_encoder(checkpoint, dtype="f32") as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def hugging_face(checkpoint: Path) -> Any:
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+
+    def run(*texts: str) -> tuple[Any, Any]:
+        import torch
+
+        with torch.no_grad():
+            out = model(**tokenizer(*texts, return_tensors="pt"), output_hidden_states=True)
+        return out.hidden_states[-1][0].mean(0).numpy(), out.logits[0].softmax(-1).numpy()
+
+    return run
+
+
+def test_vectors_and_scores_are_those_of_transformers(
+    llama: Encoder, torch_encoder: Encoder, hugging_face: Any
+) -> None:
+    expected = [hugging_face(text) for text in TEXTS]
+    for encoder in (llama, torch_encoder):
+        vectors = encoder.embed(TEXTS)
+        assert furthest(np.stack([vector for vector, _ in expected]), vectors) < 1e-5
+        for (_, scores), found in zip(expected, encoder.classify(TEXTS), strict=True):
+            assert list(found.scores) == ["red", "green", "blue"]
+            assert np.abs(scores - list(found.scores.values())).max() < 2e-3
+            assert found.labels == (["red", "green", "blue"][int(scores.argmax())],)
+
+
+def test_pairs_have_their_token_types(llama: Encoder, torch_encoder: Encoder, hugging_face: Any) -> None:
+    expected = np.stack([hugging_face(*pair)[1] for pair in PAIRS])
+    for encoder in (llama, torch_encoder):
+        found = np.array([list(one.scores.values()) for one in encoder.classify(PAIRS)])
+        assert np.abs(expected - found).max() < 2e-3
+    joined = [" [SEP] ".join(pair) for pair in PAIRS]
+    without = np.array([list(one.scores.values()) for one in llama.classify(joined)])
+    assert np.abs(expected - without).max() > 2e-3
+
+
+def test_what_a_text_gives_does_not_depend_on_its_neighbours(llama: Encoder) -> None:
+    together = llama.embed([*TEXTS, *TEXTS[::-1]])
+    alone = np.concatenate([llama.embed([text]) for text in TEXTS])
+    assert np.allclose(together, np.concatenate([alone, alone[::-1]]), atol=2e-3)
+
+
+def test_control_tokens_in_a_text_stay_text(llama: Encoder) -> None:
+    (spelled,) = llama.token_ids(["the [SEP] fox"])
+    (plain,) = llama.token_ids(["the fox"])
+    assert list(spelled.ids).count(plain.ids[-1]) == 1
+
+
+def test_a_text_over_the_limit_is_cut_counted_averaged_or_refused(gguf: Path) -> None:
+    long = "the quick brown fox " * 100
+    with open_llama_encoder(gguf, threads=1) as encoder:
+        limit = encoder.profile.max_tokens
+        assert len(encoder.token_ids([long])[0]) == limit
+        cut = encoder.embed([long, "hello"])
+        assert encoder.cut_texts == 1
+        averaged = encoder.embed([long, "hello"], long="window")
+        assert (encoder.cut_texts, encoder.windowed_texts) == (1, 1)
+        assert np.allclose(cut[1], averaged[1], atol=2e-3)
+        assert not np.allclose(cut[0], averaged[0], atol=2e-3)
+        with pytest.raises(UsageError, match=f"Text 2 is longer than the {limit} tokens"):
+            encoder.embed(["hello", long], long="error")
+        with pytest.raises(UsageError, match="Only vectors"):
+            encoder.classify([long], long="window")
+
+
+def test_windows_weigh_by_their_tokens(llama: Encoder) -> None:
+    words = ["the"] * (llama.profile.max_tokens - 2) + ["fox"] * 10
+    (found,) = llama.embed([" ".join(words)], long="window")
+    first, second = llama.embed([" ".join(words[:-10]), " ".join(words[-10:])])
+    weight = llama.profile.max_tokens / (llama.profile.max_tokens + 12)
+    assert np.allclose(found, weight * first + (1 - weight) * second, atol=5e-3)
+
+
+def test_bad_questions_have_answers(llama: Encoder) -> None:
+    with pytest.raises(UsageError, match="Text 2 of 3 is empty"):
+        llama.embed(["a", " ", "b"])
+    with pytest.raises(UsageError, match="no prompt 'query'"):
+        llama.embed(["a"], prompt_name="query")
+    assert llama.embed([]).shape == (0, llama.profile.hidden_size)
+
+
+def test_progress_reaches_its_end(llama: Encoder) -> None:
+    events: list[Event] = []
+    llama.embed(TEXTS, sink=events.append)
+    last = events[-1]
+    assert isinstance(last, Progress)
+    assert (last.done, last.total) == (len(TEXTS), len(TEXTS))
+
+
+def test_normalizing_and_pooling_can_be_chosen(llama: Encoder) -> None:
+    assert np.allclose(np.linalg.norm(llama.embed(TEXTS, normalize=True), axis=1), 1, atol=1e-5)
+    rows = {how: llama.embed(TEXTS[:1], pooling=how)[0] for how in ("mean", "cls", "last", "max")}
+    assert len({tuple(np.round(row, 4)) for row in rows.values()}) == 4
+    assert (rows["max"] >= rows["mean"] - 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"), [("regression", "regression"), ("multilabel", "multi_label_classification")]
+)
+def test_other_kinds_of_head(root: Path, task: str, problem: str) -> None:
+    overrides = {"num_labels": 1} if task == "regression" else {**LABELS, "problem_type": problem}
+    directory = write_encoder(root / task, "distilbert", "ForSequenceClassification", overrides=overrides)
+    export_base(directory, root / f"{task}.gguf", outtype="f32")
+    with open_encoder(directory, dtype="f32") as torch, open_encoder(root / f"{task}.gguf", threads=1) as llama:
+        for mine, theirs in zip(torch.classify(TEXTS), llama.classify(TEXTS), strict=True):
+            assert mine.labels == theirs.labels
+            assert mine.values == pytest.approx(theirs.values, abs=2e-3)
+            assert list(mine.scores.values()) == pytest.approx(list(theirs.scores.values()), abs=2e-3)
+            assert bool(mine.values) == (task == "regression")
+
+
+def test_a_threshold_withholds_labels(llama: Encoder) -> None:
+    best = max(max(one.scores.values()) for one in llama.classify(TEXTS))
+    assert all(one.labels == () for one in llama.classify(TEXTS, threshold=min(1.0, best + 1e-3)))
+    assert all(one.labels for one in llama.classify(TEXTS, threshold=0.0))
+
+
+def test_a_decoder_makes_vectors_and_no_labels() -> None:
+    import torch
+    import transformers
+
+    path = base_gguf("llama")
+    with open_llama_encoder(path, threads=1, flash_attn="off") as encoder:
+        assert (encoder.profile.is_encoder, encoder.profile.pooling) == (False, "last")
+        with pytest.raises(UnsupportedError, match="no head"):
+            encoder.classify(["a"])
+        ids = [list(one.ids) for one in encoder.token_ids(["hello there", "x"])]
+        found = encoder.embed(["hello there", "x"], normalize=False)
+    from tests.ggufs import checkpoint
+
+    model = transformers.AutoModel.from_pretrained(checkpoint("llama"), dtype=torch.float32).eval()
+    for row, one in zip(found, ids, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([one])).last_hidden_state[0, -1].numpy()
+        assert furthest(expected[None], row[None]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def adapter(root: Path, checkpoint: Path) -> Path:
+    """PEFT's adapter of the query projections and the word embedding, with a head of two labels."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, num_labels=2, ignore_mismatched_sizes=True
+        )
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value"], modules_to_save=["classifier"]
+        )
+        peft_model = get_peft_model(model, config)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape) * (0.3 if "lora_" in name else 0.5))
+        peft_model.save_pretrained(root / "adapter")
+    return root / "adapter"
+
+
+def test_an_adapter_brings_its_head_and_its_scale(root: Path, checkpoint: Path, gguf: Path, adapter: Path) -> None:
+    export_adapter(adapter, root / "adapter.gguf", base_dir=checkpoint)
+    with open_encoder(checkpoint, adapter_dir=adapter, dtype="f32") as torch:
+        expected = np.array([list(one.scores.values()) for one in torch.classify([*TEXTS, *PAIRS])])
+    with open_llama_encoder(gguf, lora=[LoraSpec(root / "adapter.gguf")], threads=1) as llama:
+        found = np.array([list(one.scores.values()) for one in llama.classify([*TEXTS, *PAIRS])])
+        vectors = llama.embed(TEXTS)
+    assert expected.shape == (len(TEXTS) + len(PAIRS), 2)
+    assert np.abs(expected - found).max() < 2e-3
+    with open_llama_encoder(gguf, lora=[LoraSpec(root / "adapter.gguf", 0.0)], threads=1) as off:
+        assert off.profile.head is not None
+        assert len(off.profile.head.labels) == 3
+        assert furthest(vectors, off.embed(TEXTS)) > 1e-3
