@@ -80,6 +80,11 @@ class RowTask:
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
         """Rows in one of `formats`, then checked together."""
         self.settings = settings
+        if model_dir.is_file():
+            raise UnsupportedError(
+                f"{model_dir} is a GGUF file; {self.name} is trained on Hugging Face directories.",
+                hint="Give the directory that the file was made from with -m.",
+            )
         self.raw = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         self.kind = base_kind(self.raw)
         self.check_kind(model_dir)
