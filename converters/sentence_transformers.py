@@ -35,7 +35,7 @@ _MODES = {
 }
 """Poolings as older files spell them, "pooling_mode_…": true."""
 _POOLINGS = ("cls", "mean", "max", "last")
-_ACTIVATIONS = {"Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
+_ACTIVATIONS = {"Identity": "none", **{name: name.lower() for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")}}
 _LIMIT_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "albert", "xlnet")
 _NORM_EPS = 1e-5  # torch's own, which the module leaves as it is
 

@@ -14,7 +14,8 @@ from edgetune.engine import native
 
 
 @contextmanager
-def _model(path: Path, *, vocab_only: bool = False) -> Iterator[Any]:
+def load_model(path: Path, *, vocab_only: bool = False) -> Iterator[Any]:
+    """A model of llama.cpp's bindings, freed at the end."""
     import llama_cpp
 
     native.start()  # silences the log for good: a callback of our own would be called after it is gone
@@ -34,7 +35,7 @@ def llama_logits(path: Path, ids: Sequence[int], *, n_ctx: int = 512) -> NDArray
     """(len(ids), vocabulary) logits of the GGUF file at every position, in a context of `n_ctx` tokens, on the CPU."""
     import llama_cpp
 
-    with _model(path) as model:
+    with load_model(path) as model:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
         params.n_threads = params.n_threads_batch = 1
@@ -69,7 +70,7 @@ def llama_tokenize(
     """Token ids of each text by the GGUF file's own vocabulary."""
     import llama_cpp
 
-    with _model(path, vocab_only=True) as model:
+    with load_model(path, vocab_only=True) as model:
         vocab = llama_cpp.llama_model_get_vocab(model)
         return [_tokenize(vocab, text, add_special, parse_special) for text in texts]
 
