@@ -206,8 +206,8 @@ def _rows(reference: Reference | None, data_path: Path, longest: int) -> list[Pa
     formats = [*REWRITING, *([translations(*spoken[:2])] if len(spoken) > 1 else [])]
     dataset = read_columns([data_path], formats, task="seq2seq", skip_bad_rows=True, splits=("train", "valid", "test"))
     splits = (dataset.examples.get(split) for split in ("valid", "test", "train"))
-    held_out: Sequence[Any] = next(filter(None, splits), [])
+    held_out: Sequence[tuple[str, Any]] = next(filter(None, splits), [])
     return [
         (_encode(reference, one.source)[:longest], _encode(reference, one.target)[:longest])
-        for one in held_out[:_ROWS_OF_DATA]
+        for _, one in held_out[:_ROWS_OF_DATA]
     ]
