@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "classify": ("edgetune.cli.classify", "Give texts labels or numbers."),
     "explain": ("edgetune.cli.explain", "Follow a prompt through a model, step by step."),
     "tokenize": ("edgetune.cli.tokenize", "Show a text's token ids and pieces."),
+    "plan": ("edgetune.cli.plan", "Say what training would take here."),
     "bench": ("edgetune.cli.bench", "Measure how fast a model is here."),
     "models": ("edgetune.cli.models", "List, show and remove models on this machine."),
     "doctor": ("edgetune.cli.doctor", "Show what works on this machine."),

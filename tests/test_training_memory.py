@@ -1,0 +1,152 @@
+"""What training would take: what autograd keeps, traced without weights, against what it really keeps; and the plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgetune.cli.main import edgetune
+from edgetune.data import Tokenized
+from edgetune.errors import UnsupportedError
+from edgetune.training import TrainSettings
+from edgetune.training.forecast import Case, forecast, probe, propose
+from edgetune.training.memory import Memory, kept_bytes
+from tests.checkpoints import edit_json, write_checkpoint
+from tests.test_training_speed import PACKED, adapted_model, speed_up
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base") / "tiny", "qwen2")
+
+
+def really_kept(model: Any, length: int) -> int:
+    """Bytes that autograd keeps of a packed row, parameters left out."""
+    import torch
+
+    from edgetune.training.fused_loss import find_head
+
+    ids = np.random.default_rng(0).integers(1, 97, length).astype(np.int32)
+    rows = [Tokenized(ids, np.ones(length, dtype=bool))]
+    (batch,) = speed_up(model, rows).batches([rows])
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    head = find_head(model)
+    assert head is not None
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        head.body(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        )
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3", "phi3", "gpt2"])
+def test_what_is_traced_without_weights_is_what_is_kept(family: str) -> None:
+    import peft
+    import torch
+    import transformers
+
+    from edgetune.training.fused_lora import fuse_lora
+
+    config_class, values = PACKED[family]
+    if "sliding_window" in values:
+        values = {**values, "sliding_window": 128}
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    with torch.device("meta"):
+        config = getattr(transformers, config_class)(**values)
+        bare = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False)
+        adapted = peft.get_peft_model(bare, lora)
+    fuse_lora(adapted)
+    traced, itemsize = kept_bytes(adapted, rows=1, length=128)
+    assert itemsize == 4
+    assert traced == pytest.approx(really_kept(adapted_model(config_class, values), 128), rel=0.15)
+    assert kept_bytes(adapted, rows=2, length=128)[0] == pytest.approx(2 * traced, rel=0.05)
+
+
+def test_a_forecast_grows_with_length_and_checkpointing_takes_less(base_dir: Path) -> None:
+    found = forecast(TrainSettings(model=str(base_dir), rank=4))
+    assert [case.length for case in found.cases[::2]] == [256, 512]
+    plain, lean = found.cases[::2], found.cases[1::2]
+    assert plain[0].memory.activations * 1.9 < plain[1].memory.activations
+    assert all(less.memory.total < more.memory.total for less, more in zip(lean, plain, strict=True))
+    assert found.proposal == replace(
+        TrainSettings(model=str(base_dir), rank=4), max_length=512, batch_size=8, grad_accum=1
+    )
+    wider = forecast(TrainSettings(model=str(base_dir), rank=16))
+    assert wider.trainable_parameters == 4 * found.trainable_parameters
+    assert wider.cases[0].memory.adapter == 4 * found.cases[0].memory.adapter
+
+
+def test_the_proposal_checkpoints_only_where_it_is_needed() -> None:
+    def cases(*fit: tuple[int, bool]) -> list[Case]:
+        every = [(length, lean) for length in (512, 1024, 2048, 4096) for lean in (False, True)]
+        return [Case(length, lean, Memory(1, 1, 1, 1, 1), (length, lean) in fit) for length, lean in every]
+
+    def proposed(settings: TrainSettings, *fit: tuple[int, bool]) -> tuple[int, bool] | None:
+        found = propose(settings, cases(*fit), most=2048)
+        return (found.max_length, found.grad_checkpointing) if found else None
+
+    free, asked = TrainSettings(), TrainSettings(max_length=4096)
+    everything = [(length, lean) for length in (512, 1024, 2048, 4096) for lean in (False, True)]
+    assert proposed(free, *everything) == (2048, False)
+    assert proposed(free, (512, False), (512, True), (1024, True)) == (1024, True)
+    assert proposed(free) is None
+    assert proposed(asked, *everything) == (4096, False)
+    assert proposed(asked, (2048, False), (4096, True)) == (4096, True)
+    assert proposed(asked, (2048, False)) is None
+
+
+def test_the_probe_measures_a_speed(base_dir: Path) -> None:
+    settings = TrainSettings(model=str(base_dir), rank=4, max_length=64, dtype="f32")
+    assert probe(settings, seconds=0.1) > 0
+    assert probe(replace(settings, grad_checkpointing=True), seconds=0.1) > 0
+
+
+def test_plan_tells_memory_and_a_command(base_dir: Path) -> None:
+    told = CliRunner().invoke(edgetune, ["plan", "-m", str(base_dir), "--no-probe"])
+    assert told.exit_code == 0
+    assert told.stdout == f"edgetune train -m {base_dir} -d DATA --max-length 512 --batch-size 8\n"
+    record = json.loads(CliRunner().invoke(edgetune, ["plan", "-m", str(base_dir), "--no-probe", "--json"]).stdout)
+    assert record["proposal"] == {
+        "max_length": 512, "batch_size": 8, "grad_accum": 1, "grad_checkpointing": False
+    }  # fmt: skip
+    assert record["tokens_per_second"] is None
+    case = record["cases"][0]
+    assert case["memory_bytes"] == sum(case["memory"].values())
+
+
+def test_plan_says_when_nothing_fits(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetune.training import forecast as module
+
+    monkeypatch.setattr(module, "free_memory_bytes", lambda device: 10_000_000)
+    told = CliRunner().invoke(edgetune, ["plan", "-m", str(base_dir)])
+    assert told.exit_code == 0
+    assert told.stdout == ""
+    assert "None of it fits" in told.stderr
+
+
+def test_a_base_that_is_no_decoder_is_refused(base_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    encoder = tmp_path / "encoder"
+    shutil.copytree(base_dir, encoder)
+    edit_json(encoder / "config.json", model_type="bert", architectures=["BertModel"])
+    with pytest.raises(UnsupportedError):
+        forecast(TrainSettings(model=str(encoder)))
