@@ -11,6 +11,7 @@ import ctypes
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,10 +67,12 @@ class GgufTokenizer:
         """Whether text gets a space in front; see `PREFIX_SPACE_KEY`."""
 
     @classmethod
-    def open(cls, path: Path) -> GgufTokenizer:
-        """Load the vocabulary alone of the GGUF model at `path`."""
+    def open(cls, path: Path, *, prefix_space: str | None = None) -> GgufTokenizer:
+        """Load the vocabulary alone of the GGUF model at `path`; `prefix_space` takes the place of its own setting."""
         header = load_header(path)
         check_is_model(header)
+        if prefix_space is not None:
+            header = replace(header, metadata={**header.metadata, PREFIX_SPACE_KEY: prefix_space})
         native.start(verbose=False)
         native.forget_errors()
         parameters = lib.llama_model_default_params()
@@ -96,6 +99,10 @@ class GgufTokenizer:
         """
         return self._tokenize(self._with_prefix(text, at_start=True), add_special)
 
+    def encode_piece(self, text: str, *, at_start: bool) -> list[int]:
+        """Token ids of a piece of text: the first one, or one after a control token."""
+        return self._tokenize(self._with_prefix(text, at_start=at_start), False) if text else []
+
     def encode_rendered(self, rendered: Rendered) -> list[int]:
         """Token ids of a rendered template: its own control tokens as such, the messages' text as text."""
         pieces = split_control(rendered, self.control_tokens)
@@ -108,7 +115,7 @@ class GgufTokenizer:
                 text = text.lstrip()
             if index + 1 < len(pieces) and self._control_ids[pieces[index + 1][0]] in self._lstrip:
                 text = text.rstrip()
-            ids += self._tokenize(self._with_prefix(text, at_start=not index), False)
+            ids += self.encode_piece(text, at_start=not index)
         return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
@@ -163,6 +170,20 @@ class GgufTokenizer:
     def control_tokens(self) -> frozenset[str]:
         """Texts of the tokens that are never made from a message's text."""
         return frozenset(self._control_texts.values())
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Their ids by their texts."""
+        return self._control_ids
+
+    @cached_property
+    def strips(self) -> dict[str, tuple[bool, bool]]:
+        """Control tokens that swallow white space: text → (before them, after them)."""
+        return {
+            text: (token in self._lstrip, token in self._rstrip)
+            for text, token in self._control_ids.items()
+            if token in self._lstrip or token in self._rstrip
+        }
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -288,7 +309,7 @@ def vocab_overrides(header: GgufHeader) -> Any:
     Returns a ctypes array ended by an empty key, as llama.cpp wants it; keep it alive during the load.
     """
     overrides = (lib.llama_model_kv_override * 2)()
-    if header.metadata.get(PREFIX_SPACE_KEY) in ("first", "where_missing"):
+    if header.metadata.get(PREFIX_SPACE_KEY) in ("first", "where_missing", "never"):
         overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
         overrides[0].key = b"tokenizer.ggml.add_space_prefix"
         overrides[0].value.val_bool = False

@@ -35,10 +35,18 @@ def _is_plain(layer: Any) -> bool:
         and name not in layer.lora_variant
         and not layer.lora_bias[name]
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-        and type(base) is torch.nn.Linear
-        and base.weight.is_floating_point()
+        and is_plain_linear(base)
         and not any(parameter.requires_grad for parameter in base.parameters())
     )
+
+
+def is_plain_linear(layer: Any) -> bool:
+    """Whether `layer` is x·Wᵀ + b with a W of numbers, kept as such or in a GGUF file's blocks."""
+    import torch
+
+    if type(layer) is torch.nn.Linear:
+        return bool(layer.weight.is_floating_point())
+    return isinstance(layer, torch.nn.Linear) and hasattr(layer, "blocks")
 
 
 class _Forward:
@@ -56,7 +64,7 @@ class _Forward:
             result: torch.Tensor = self.original(x, *args, **kwargs)
             return result
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        fused: torch.Tensor = self.function(x, base.weight, base.bias, a, b, layer.scaling[name])
+        fused: torch.Tensor = self.function(x, base, a, b, layer.scaling[name])
         return fused
 
 
@@ -75,38 +83,41 @@ def _define() -> Any:
     import torch
 
     class LoraLinear(torch.autograd.Function):
-        """x (…, in), W (out, in), A (rank, in), B (out, rank)."""
+        """x (…, in), a linear layer with W (out, in), A (rank, in), B (out, rank).
+
+        W is asked for twice and not kept: a base in quantized blocks makes it anew each time.
+        """
 
         @staticmethod
         def forward(
             ctx: Any,
             x: torch.Tensor,
-            weight: torch.Tensor,
-            bias: torch.Tensor | None,
+            base: Any,
             a: torch.Tensor,
             b: torch.Tensor,
             scale: float,
         ) -> torch.Tensor:
+            weight = base.weight
             dtype = weight.dtype
             rows = x.reshape(-1, x.shape[-1]).to(dtype)
             low = rows @ a.to(dtype).t()  # (tokens, rank)
-            out = torch.nn.functional.linear(rows, weight, bias)
+            out = torch.nn.functional.linear(rows, weight, base.bias)
             out.addmm_(low, b.to(dtype).t(), alpha=scale)
-            ctx.save_for_backward(rows, low, weight, a, b)
-            ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+            ctx.save_for_backward(rows, low, a, b)
+            ctx.base, ctx.scale, ctx.shape, ctx.dtype, ctx.computed = base, scale, x.shape, x.dtype, dtype
             return out.view(*x.shape[:-1], -1)
 
         @staticmethod
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-            rows, low, weight, a, b = ctx.saved_tensors
-            dtype = weight.dtype
+            rows, low, a, b = ctx.saved_tensors
+            dtype = ctx.computed
             grad = grad.reshape(-1, grad.shape[-1]).to(dtype)
             grad_low = (grad @ b.to(dtype)).mul_(ctx.scale)  # (tokens, rank)
-            grad_a = (grad_low.t() @ rows).to(a.dtype) if ctx.needs_input_grad[3] else None
-            grad_b = (grad.t() @ low).to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+            grad_a = (grad_low.t() @ rows).to(a.dtype) if ctx.needs_input_grad[2] else None
+            grad_b = (grad.t() @ low).to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[3] else None
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = (grad @ weight).addmm_(grad_low, a.to(dtype)).to(ctx.dtype).view(ctx.shape)
-            return grad_x, None, None, grad_a, grad_b, None
+                grad_x = (grad @ ctx.base.weight).addmm_(grad_low, a.to(dtype)).to(ctx.dtype).view(ctx.shape)
+            return grad_x, None, grad_a, grad_b, None
 
     return LoraLinear.apply

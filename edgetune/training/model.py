@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
+from edgetune.errors import CorruptFileError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.training.settings import TrainSettings, flag_name
@@ -70,27 +70,6 @@ def check_base(model_dir: Path) -> dict[str, Any]:
     return config
 
 
-def read_config(model_dir: Path, task: Task) -> Any:
-    """The base's transformers config. Raises `UnsupportedError` unless transformers knows it and it fits `task`."""
-    import transformers
-
-    raw = check_base(model_dir)
-    architecture = str((raw.get("architectures") or [""])[0])
-    try:
-        config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
-        known = raw["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        if known:
-            raise CorruptFileError(f"{model_dir}/config.json cannot be read: {reason}.") from error
-        raise UnsupportedError(
-            f"{model_dir} is a {architecture or raw['model_type']}, which transformers does not know by itself.",
-            hint="edgetune runs no code that comes with a model; use a model of a known architecture.",
-        ) from error
-    task.check_config(config, architecture, model_dir)
-    return config
-
-
 def context_length(config: Any) -> int:
     """How many tokens the model was made for; 0 when its config does not say."""
     inner = text_config(config)
@@ -108,6 +87,10 @@ def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, d
     """The base model, frozen. Raises `CorruptFileError` when weights are missing or do not fit the config."""
     import transformers
 
+    if model_dir.is_file():
+        from edgetune.training.gguf_base.load import load_gguf_base
+
+        return load_gguf_base(model_dir, config, dtype=dtype, device=device)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

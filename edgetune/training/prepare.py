@@ -9,20 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from edgetune.artifacts import RUN_RECORD
-from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence, load_tokenizer
-from edgetune.data.char_text import load_chars
+from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence
 from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
-from edgetune.fingerprint import read_chat_template
-from edgetune.library import find_model
 from edgetune.paths import bytes_text
+from edgetune.training.bases import find_base, is_gguf, load_base_tokenizer, read_config, read_raw_config, read_template
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.loop import count_steps
 from edgetune.training.methods import find_method
-from edgetune.training.model import check_base, context_length, read_config, text_config
+from edgetune.training.model import context_length, text_config
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Task, find_task
 from edgetune.training.tasks.choose import choose_task
@@ -38,6 +35,7 @@ class Prepared:
     """A run's inputs, read and checked."""
 
     model_dir: Path
+    """The base: a Hugging Face directory, or a GGUF file."""
     config: Any
     """The base's transformers config."""
     tokenizer: TextTokenizer
@@ -96,33 +94,16 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
     template = _read_template(settings.chat_template)
     if not settings.data:
         raise UsageError("No data to train on.", hint="Give a file or a directory with -d.")
-    task = find_task(choose_task(settings, check_base(model_dir), model_dir))
-    has_template = template is not None or read_chat_template(model_dir) is not None
+    task = find_task(choose_task(settings, read_raw_config(model_dir), model_dir))
+    has_template = template is not None or read_template(model_dir) is not None
     dataset = task.read(settings, model_dir, has_template=has_template, sink=sink)
     config = read_config(model_dir, task)
     max_length = _max_length(settings.max_length, context_length(config), sink)
-    # A vocabulary in config.json has what tasks ask of a tokenizer.
-    chars = cast(TextTokenizer | None, load_chars(model_dir))
-    tokenizer = chars or load_tokenizer(model_dir, chat_template=template, now=now)
+    tokenizer = load_base_tokenizer(model_dir, chat_template=template, now=now)
     _check_metric(settings, task, has_valid="valid" in dataset.examples)
     splits = task.tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     _check_vocabulary(splits, text_config(config).vocab_size, model_dir)
     return Prepared(model_dir, config, tokenizer, template, task, dataset, splits, max_length)
-
-
-def find_base(name_or_path: str) -> Path:
-    """The Hugging Face directory of base `name_or_path`. Raises `UsageError` when it is something else."""
-    if not name_or_path:
-        raise UsageError(
-            "No base model.", hint="Give a Hugging Face directory or a library name with -m, e.g. -m pocket."
-        )
-    path = find_model(name_or_path)
-    if path.is_file():
-        raise UsageError(f"{path} is a file; training needs the Hugging Face directory it was made from.")
-    if (path / RUN_RECORD).is_file() and not (path / "config.json").is_file():
-        raise UsageError(f"{path} is a run, not a base model.", hint="To go on with it: edgetune train --resume RUN.")
-    check_base(path)
-    return path
 
 
 def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) -> Plan:
@@ -141,7 +122,8 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(len(prepared.train), settings)
-    needed = _memory_guess(settings, prepared, frozen=frozen, trainable=trainable, dtype=dtype)
+    frozen_bytes = prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else frozen * dtype.itemsize
+    needed = _memory_guess(settings, prepared, frozen_bytes=frozen_bytes, trainable=trainable, dtype=dtype)
     free = free_memory_bytes(device)
     if needed > free:
         sink(
@@ -166,7 +148,7 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
 
 
 def _memory_guess(
-    settings: TrainSettings, prepared: Prepared, *, frozen: int, trainable: int, dtype: torch.dtype
+    settings: TrainSettings, prepared: Prepared, *, frozen_bytes: int, trainable: int, dtype: torch.dtype
 ) -> int:
     """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
     config = text_config(prepared.config)
@@ -181,7 +163,7 @@ def _memory_guess(
         kept = (layers * hidden + 20 * hidden + 8 * inner) * dtype.itemsize
     batch = min(settings.batch_size, len(prepared.train))
     activations = batch * (longest * kept + learned * config.vocab_size * 12)
-    return int(frozen * dtype.itemsize + trainable * 16 + activations)
+    return int(frozen_bytes + trainable * 16 + activations)
 
 
 def _read_template(path: str) -> str | None:

@@ -26,8 +26,9 @@ from edgetune import __version__
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
 from edgetune.events import Event, Metrics, Notice, Sink, ignore
-from edgetune.fingerprint import fingerprint_checkpoint, text_sha256
+from edgetune.fingerprint import text_sha256
 from edgetune.paths import whole_dir, whole_file, write_json
+from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base
 from edgetune.training.checkpoint import (
     Position,
     best_dir,
@@ -45,7 +46,6 @@ from edgetune.training.methods import Method, find_method
 from edgetune.training.model import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    copy_tokenizer,
 )
 from edgetune.training.prepare import Prepared, plan, prepare
 from edgetune.training.report import write_predictions, write_report
@@ -148,7 +148,7 @@ def default_run_dir(prepared: Prepared) -> Path:
     if stem.startswith("train"):
         stem = folder.parent.name if folder.name == "data" else folder.name
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{prepared.model_dir.resolve().name}-{stem}-{now}"
+    return Path("runs") / f"{base_name(prepared.model_dir)}-{stem}-{now}"
 
 
 def newest_unfinished_run(runs_dir: Path = Path("runs")) -> Path:
@@ -161,14 +161,14 @@ def newest_unfinished_run(runs_dir: Path = Path("runs")) -> Path:
 
 
 def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: Sink) -> Run:
-    fingerprint = fingerprint_checkpoint(prepared.model_dir, sink=sink)
+    fingerprint = fingerprint_base(prepared.model_dir, sink=sink)
     if prepared.chat_template is not None:
         fingerprint = replace(fingerprint, template=text_sha256(prepared.chat_template))
     names = ("torch", "transformers", "peft", "tokenizers", "safetensors")
     return Run(
         path=run_dir,
         base_path=prepared.model_dir.resolve(),
-        base_name=prepared.model_dir.resolve().name,
+        base_name=base_name(prepared.model_dir),
         fingerprint=fingerprint,
         task=prepared.task.name,
         method=settings.method,
@@ -278,7 +278,7 @@ def _finish(
     run: Run, position: Position, method: Method, adapted: Any, prepared: Prepared, final: Evaluation | None
 ) -> Run:
     prepared.task.settle(adapted)
-    copy_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
+    copy_base_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
     with whole_dir(run.path / ".adapter") as partial:
         method.save(adapted, partial)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):

@@ -11,6 +11,17 @@ import torch
 
 from edgetune.training.gguf_base.blocks import Blocks
 
+_K_BLOCK = 256
+_INPUT_BLOCKS = {"F32": 0, "F16": 0, "BF16": 0, **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), 32)}
+"""How many inputs share a scale where llama.cpp rounds them; 0: it does not. All other types take 256."""
+
+
+def _rounded(x: torch.Tensor, size: int) -> torch.Tensor:
+    """`x` (…, n) rounded to 8 bits, `size` numbers at a time."""
+    parts = x.reshape(*x.shape[:-1], -1, size)
+    scale = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (torch.round(parts / scale) * scale).view(x.shape)
+
 
 class _LinearFunction(torch.autograd.Function):
     """y = x·Wᵀ + b of a frozen W; keeps nothing of W."""
@@ -34,6 +45,9 @@ class BlockLinear(torch.nn.Linear):
         self.blocks, self.dtype, self.device = blocks, dtype, device
         self.bias = None if bias is None else torch.nn.Parameter(bias.to(device, dtype), requires_grad=False)  # type: ignore[assignment]
 
+    rounds = False
+    """Whether inputs are rounded to 8 bits, as llama.cpp does before it multiplies with quantized blocks."""
+
     def numbers(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix, dequantized: (out, in)."""
         return self.blocks.matrix(dtype, self.device)
@@ -46,6 +60,8 @@ class BlockLinear(torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, in) → (…, out)"""
         x = input.to(self.dtype) if torch.is_autocast_enabled(self.device.type) else input
+        if self.rounds and (size := _INPUT_BLOCKS.get(self.blocks.kind, _K_BLOCK)):
+            x = _rounded(x, size)
         result: torch.Tensor = _LinearFunction.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
         return result
 

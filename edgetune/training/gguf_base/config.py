@@ -1,0 +1,34 @@
+"""The config.json of a model in a GGUF file: the one it was converted with, or what transformers makes of its keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgetune.errors import UnsupportedError
+from edgetune.export import CONFIG_KEY
+from edgetune.gguf_header import read_gguf_header
+
+
+def read_gguf_config(path: Path) -> dict[str, Any]:
+    """The fields of config.json of the model in `path`: as converted, or as transformers reads a file from elsewhere.
+
+    Raises `UnsupportedError` for an architecture that transformers does not read from GGUF.
+    """
+    header = read_gguf_header(path)
+    if recorded := header.metadata.get(CONFIG_KEY):
+        values: dict[str, Any] = json.loads(str(recorded))
+        return values
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+        raise UnsupportedError(
+            f"{path} has the architecture {header.architecture!r}, which cannot be trained from a GGUF file.",
+            hint="Train on the Hugging Face directory that it was made from.",
+        ) from error
+    return {**config.to_dict(), "architectures": [model_class.__name__]}

@@ -1,0 +1,64 @@
+"""The vocabulary of a GGUF file as training asks for it: token ids are made by llama.cpp, as they will be in chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+from edgetune.data import TextTokenizer
+from edgetune.engine.tokenizer import GgufTokenizer
+from edgetune.template import Rendered
+
+
+@dataclass(frozen=True)
+class GgufTextTokenizer(TextTokenizer):
+    """Text → token ids, with the engine's own tokenizer behind it."""
+
+    inner: GgufTokenizer | None = None
+    """The same vocabulary, for text that continues text: it puts no space in front."""
+
+    @property
+    def _engine(self) -> GgufTokenizer:
+        engine: GgufTokenizer = self.backend
+        return engine
+
+    def encode_parts(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
+        """Ids of `rendered`, apart at each of `splits`."""
+        if not splits:
+            return [self._engine.encode_rendered(rendered)]
+        return self._encode_pieces(rendered, splits)
+
+    def _encode_text(self, text: str, *, first: bool, continues: bool) -> list[int]:
+        if continues and self.inner is not None:
+            return self.inner.encode_piece(text, at_start=False)
+        return self._engine.encode_piece(text, at_start=first)
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What llama.cpp puts in front of every text, e.g. BOS."""
+        bare, full = self._engine.encode("a", add_special=False), self._engine.encode("a")
+        begin = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+        return tuple(full[:begin])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens written out."""
+        return self._engine.decode(ids, special=True).decode(errors="replace")
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without control tokens."""
+        return self._engine.decode(ids).decode(errors="replace")
+
+
+def load_gguf_tokenizer(path: Path, *, chat_template: str | None = None, now: datetime | None = None) -> TextTokenizer:
+    """The tokenizer of the GGUF at `path`; `chat_template` (Jinja source) replaces the file's own, `now` its date."""
+    engine = GgufTokenizer.open(path)
+    template = engine.build_template(chat_template) if chat_template is not None else engine.chat_template
+    if template is not None and now is not None:
+        template = replace(template, now=now)
+    inner = GgufTokenizer.open(path, prefix_space="never")
+    return GgufTextTokenizer(
+        engine, engine.control_ids, engine.eos_id, engine.eog_ids, template, engine.strips, inner=inner
+    )
