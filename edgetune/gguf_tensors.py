@@ -23,8 +23,8 @@ _BLOCKS = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
 _ROWS_AT_ONCE = 1 << 22
 """Numbers dequantized in one piece by `iter_rows`: 16 MiB."""
 
-_SHARED = 1 << 18
-"""Numbers from which on several threads dequantize."""
+PIECE = 1 << 15
+"""Numbers dequantized at once: 128 KiB."""
 
 
 class GgufTensors:
@@ -93,28 +93,43 @@ class GgufTensors:
 def dequantize(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """The numbers in `raw`, whole blocks of ggml's type `kind`, in one axis.
 
-    Raises `UnsupportedError` for a type that ggml cannot dequantize. Large arrays are shared out to threads.
+    Raises `UnsupportedError` for a type that ggml cannot dequantize.
     """
     block, size = _BLOCKS[kind]
-    count = raw.size // size * block
-    result = np.empty(count, np.float32)
+    result = np.empty(raw.size // size * block, np.float32)
+
+    def keep(start: int, numbers: NDArray[np.float32]) -> None:
+        result[start : start + len(numbers)] = numbers
+
+    dequantize_pieces(raw, kind, keep)
+    return result
+
+
+def dequantize_pieces(raw: NDArray[np.uint8], kind: str, take: Callable[[int, NDArray[np.float32]], None]) -> None:
+    """As `dequantize`, but hand the numbers to `take` piece by piece: (place of the first one, numbers).
+
+    A piece fits into a processor's cache, and is only valid during the call. `take` is called from several threads.
+    """
+    block, size = _BLOCKS[kind]
     convert = _to_float(kind)
     if convert is None:
         raise UnsupportedError(f"Numbers stored as {kind} cannot be read here.")
     raw = np.ascontiguousarray(raw)
-    step = -(-count // block // _threads()) * block if count >= _SHARED else count
+    count = raw.size // size * block
+    step = PIECE // block * block
 
-    def part(start: int) -> None:
-        stop = min(start + step, count)
-        convert(raw.ctypes.data + start // block * size, result.ctypes.data + 4 * start, stop - start)
-
-    starts = range(0, count, max(step, 1))
-    if len(starts) > 1:
-        list(_pool().map(part, starts))
-    else:
+    def work(starts: range) -> None:
+        scratch = np.empty(min(step, count), np.float32)
         for start in starts:
-            part(start)
-    return result
+            stop = min(start + step, count)
+            convert(raw.ctypes.data + start // block * size, scratch.ctypes.data, stop - start)
+            take(start, scratch[: stop - start])
+
+    starts, threads = range(0, count, step), _threads()
+    if len(starts) < 2 * threads:
+        work(starts)
+    else:
+        list(_pool().map(work, [starts[at::threads] for at in range(threads)]))
 
 
 class _Traits(ctypes.Structure):

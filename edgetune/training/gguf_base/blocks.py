@@ -8,10 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgetune.gguf_tensors import dequantize
-
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types that torch computes with as they are."""
+from edgetune.gguf_tensors import dequantize_pieces
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,13 @@ class Blocks:
         return numbers[places.to(device)]
 
     def _numbers(self, raw: NDArray[np.uint8], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        if self.kind in _TORCH:
-            # Read-only memory of the mapped file: torch only reads it.
-            plain = torch.from_numpy(np.require(raw, requirements=["W"]) if not raw.flags.writeable else raw)
-            values = plain.view(_TORCH[self.kind])
-        else:
-            values = torch.from_numpy(dequantize(raw.reshape(-1), self.kind)).view(len(raw), self.columns)
-        return values.to(device=device, dtype=dtype)
+        result = torch.empty(len(raw) * self.columns, dtype=dtype)
+
+        def keep(start: int, numbers: NDArray[np.float32]) -> None:
+            result[start : start + len(numbers)].copy_(torch.from_numpy(numbers))
+
+        dequantize_pieces(raw.reshape(-1), self.kind, keep)
+        return result.view(len(raw), self.columns).to(device)
 
 
 def join(parts: list[Blocks]) -> Blocks:

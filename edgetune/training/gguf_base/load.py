@@ -127,8 +127,8 @@ class _Filler:
 def prove(model: Any, path: Path, header: GgufHeader) -> tuple[float, float]:
     """Mean KL(llama.cpp ‖ torch) on a short text, and its bound; raises `MismatchError` when it is above that.
 
-    llama.cpp rounds activations to 8 bits before it multiplies; what such rounding does to this very model in torch says
-    how much of a difference is owed to it.
+    llama.cpp rounds activations to 8 bits before it multiplies; what such rounding does to this very model in torch
+    says how much of a difference is owed to it.
     """
     with LlamaEngine.open(path, ctx_size=256, gpu_layers=0) as engine:
         ids = engine.tokenizer.encode(_PROBE)[:_PROBE_TOKENS]
@@ -139,8 +139,8 @@ def prove(model: Any, path: Path, header: GgufHeader) -> tuple[float, float]:
     bound = max(LARGEST_KL, _NOISE_FACTOR * noise)
     if not kl <= bound:
         raise MismatchError(
-            f"torch does not compute from {path} what llama.cpp does (KL {kl:.2g}, {bound:.2g} is allowed): the file does "
-            f"not say enough of its {header.architecture} model.",
+            f"torch does not compute from {path} what llama.cpp does (KL {kl:.2g}, {bound:.2g} is allowed): the "
+            f"file does not say enough of its {header.architecture} model.",
             hint="Convert the model with edgetune, or train on the Hugging Face directory that it was made from.",
         )
     return kl, bound
