@@ -102,7 +102,7 @@ def wordpiece_vocabulary() -> list[str]:
     letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789éÉüß中漢字.,!?'-$@#"]
     words = ["the", "The", "quick", "brown", "fox", "cafe", "café", "play", "hello", "unused"]
     special = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return [*special, *words, *letters, *(f"##{letter}" for letter in letters), "##ing", "##ed", "##s"]
+    return [*special, *words, *letters, *(f"##{letter}" for letter in letters), "##ing", "##ed"]
 
 
 @lru_cache
