@@ -160,7 +160,7 @@ def test_int8_and_bf16_stay_near(tmp_path: Path) -> None:
         ids, target = engine.tokenizer.encode(TEXTS[0]), [5, 9, 11]
         exact = engine.logits(ids, target)
     for dtype in ("bf16", "int8"):
-        with TorchEngine.open(base, dtype=dtype, lora=[LoraSpec(lora)]) as engine:  # type: ignore[arg-type]
+        with TorchEngine.open(base, dtype=dtype, lora=[LoraSpec(lora)]) as engine:
             error = np.abs(engine.logits(ids, target) - exact).max() / exact.std()
             assert 0 < error < 0.5
             engine.set_adapters([])
