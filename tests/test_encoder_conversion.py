@@ -243,3 +243,14 @@ def test_positions_begin_after_the_padding_token(encoder: Callable[..., Path], t
     keys = {key: field.contents() for key, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
     assert keys["bert.context_length"] == 158
     assert tensors_of(tmp_path / "model.gguf")["position_embd.weight"].shape[0] == 158
+
+
+def test_a_model_without_a_vocabulary_at_its_end_writes_no_text(encoder: Callable[..., Path], tmp_path: Path) -> None:
+    from edgetune.engine.llama import LlamaEngine
+    from edgetune.errors import UnsupportedError
+
+    for kind, verb in (("Model", "embed"), ("ForSequenceClassification", "classify")):
+        convert_base(encoder("bert", kind, **LABELS), tmp_path / "model.gguf")
+        with pytest.raises(UnsupportedError, match="writes no text") as caught:
+            LlamaEngine.open(tmp_path / "model.gguf", gpu_layers=0, threads=1)
+        assert verb in caught.value.hint

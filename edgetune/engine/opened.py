@@ -21,7 +21,7 @@ from edgetune.engine.loading import (
 from edgetune.engine.mapped_file import MappedFile
 from edgetune.engine.memory import kv_bytes_per_token
 from edgetune.engine.native import lib
-from edgetune.engine.tokenizer import check_is_model, load_header
+from edgetune.engine.tokenizer import check_is_model, check_writes_text, load_header
 from edgetune.errors import UsageError
 from edgetune.gguf_header import GgufHeader
 
@@ -59,6 +59,7 @@ class OpenedModel:
         """Open `path`; see `LlamaEngine.open`, also for the errors."""
         header = load_header(path)
         check_is_model(header)
+        check_writes_text(header)
         native.start(verbose=verbose)
         kv_bytes = kv_bytes_per_token(header, type_k=cache_type_k, type_v=cache_type_v)
         gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]

@@ -46,6 +46,7 @@ _SPECIAL_KEYS = {
     "cls_token": "tokenizer.ggml.cls_token_id",
     "mask_token": "tokenizer.ggml.mask_token_id",
 }
+_SCORING = ("classification", "multilabel", "regression")
 _META_SPACE = "▁"
 _EVERYWHERE = ("always", "where_missing")
 
@@ -300,6 +301,18 @@ def check_is_model(header: GgufHeader) -> None:
     if kind != "model" or header.array_length("tokenizer.ggml.tokens") is None:
         raise UnsupportedError(
             f"{header.path} is no language model: it has no vocabulary.", hint="Give a model's GGUF."
+        )
+
+
+def check_writes_text(header: GgufHeader) -> None:
+    """Raise `UnsupportedError` when the model of `header` ends in classes, a value or an embedding."""
+    task = header.metadata.get("edgetune.task")
+    if task is None and header.metadata.get(f"{header.architecture}.attention.causal") is False:
+        task = "embedding"
+    verb = {"embedding": "embed"}.get(str(task), "classify" if task in _SCORING else "")
+    if verb:
+        raise UnsupportedError(
+            f"{header.path} is made for {task}; it writes no text.", hint=f"Use it with edgetune {verb}."
         )
 
 
