@@ -151,8 +151,8 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """`architectures[0]` of config.json."""
-        return str(self.config["architectures"][0])
+        """`architectures[0]` of config.json, or the family's first where that has none."""
+        return str((self.config.get("architectures") or self.architectures)[0])
 
     @property
     def is_classifier(self) -> bool:
