@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from converters.adapter_head import TrainedHead
     from converters.base import find_family
     from converters.convert import OnTensor, convert_base
-    from converters.layout import Piece, locate_weights
+    from converters.layout import GgufModel, Piece, locate_weights
 
 __all__ = [
     "ConverterError",
     "CorruptCheckpoint",
+    "GgufModel",
     "OnTensor",
     "Piece",
     "TrainedHead",
@@ -40,6 +41,7 @@ _HOMES = {
     "TrainedHead": "converters.adapter_head",
     "convert_adapter": "converters.adapter",
     "find_family": "converters.base",
+    "GgufModel": "converters.layout",
     "Piece": "converters.layout",
     "locate_weights": "converters.layout",
 }

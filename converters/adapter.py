@@ -24,6 +24,7 @@ from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, OutOfRange, TensorType, encode
 from converters.errors import ConverterError, UnsupportedAdapter
 from converters.head import Head, head_metadata
+from converters.layout import GgufModel
 from converters.plan import plan
 from converters.sentence_transformers import read_sentence_model, transformer_dir
 from converters.writer import GgufWriter, Value, planned_bytes
@@ -107,7 +108,7 @@ class _Pairs:
 
 def convert_adapter(
     adapter_dir: Path,
-    base_dir: Path,
+    base: Path | GgufModel,
     out_path: Path,
     *,
     outtype: str = "f16",
@@ -116,8 +117,9 @@ def convert_adapter(
     check_space: Callable[[int], None] | None = None,
     trained: TrainedHead | None = None,
 ) -> None:
-    """Convert the PEFT adapter in `adapter_dir`, made for the model in `base_dir`, to the GGUF file `out_path`.
+    """Convert the PEFT adapter in `adapter_dir`, made for `base`, to the GGUF file `out_path`.
 
+    `base` is the directory of a Hugging Face model, or what is known of a GGUF file that was trained on.
     The arguments are those of `convert_base`, which explains `trained` as well. Raises `ConverterError`:
     `CorruptCheckpoint` for broken files, `UnsupportedAdapter` for what a GGUF adapter cannot hold, with the reason.
     """
@@ -125,14 +127,14 @@ def convert_adapter(
         raise ConverterError(f"There is no output type {outtype!r}.", hint=f"Use one of {', '.join(ADAPTER_OUTTYPES)}.")
     wanted = _TYPES[outtype]
     config = read_adapter_config(adapter_dir)
-    inside, trained = transformer_dir(base_dir), trained or TrainedHead()
-    values = read_config(inside)
+    trained = trained or TrainedHead()
+    values = base.values if isinstance(base, GgufModel) else read_config(transformer_dir(base))
     family = adapted_family(values, config, AdapterFile(adapter_dir), trained)
-    with SafetensorsCheckpoint(inside) as base:
-        outputs = {output.name: output.shape for output in plan(find_family(values), base)}
+    with base if isinstance(base, GgufModel) else SafetensorsCheckpoint(transformer_dir(base)) as checkpoint:
+        outputs = {output.name: output.shape for output in plan(find_family(values), checkpoint)}
         weights = read_adapter_weights(adapter_dir, config, family)
-        _refuse_more_than_lora(config, family, weights, base)
-        head = _head_keys(family, weights, base, base_dir, trained)
+        _refuse_more_than_lora(config, family, weights, checkpoint)
+        head = {} if isinstance(base, GgufModel) else _head_keys(family, weights, checkpoint, base, trained)
     pairs = _collect(family, weights, outputs)
     alphas = set().union(*(one.alphas for one in pairs))
     fold = len(alphas) != 1 or 0.0 in alphas

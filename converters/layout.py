@@ -6,7 +6,7 @@ bit. What cannot be undone so is refused. Reads no tensor.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,3 +78,38 @@ def _piece(entry: Weight, target: Target) -> Piece:
                 hint="Train on the Hugging Face directory that the file was made from.",
             )
     return Piece(target.name, **settings)
+
+
+class GgufModel:
+    """A base that is a GGUF file, as a checkpoint whose tensors have names and shapes, but no values to read."""
+
+    def __init__(self, values: Mapping[str, Any], tensors: Collection[str]) -> None:
+        """`values` are the fields of config.json, `tensors` the names in the file."""
+        self.values = values
+        family = find_family(values)
+        self._shapes = {name: family.table[name].shape for name in locate_weights(values, tensors)}
+
+    def __enter__(self) -> GgufModel:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every tensor's name in the checkpoint."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape in the checkpoint."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        """What it would be read as."""
+        return "F32"
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Refused: what an adapter holds beside LoRA pairs cannot be compared with quantized values."""
+        raise UnsupportedModel(
+            f"The adapter comes with values of its own for {name!r}, and the base is a GGUF file.",
+            hint="Train it on the Hugging Face directory that the file was made from, and merge.",
+        )

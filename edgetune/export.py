@@ -21,12 +21,13 @@ from edgetune.errors import CorruptFileError, EdgetuneError, MismatchError, Unsu
 from edgetune.events import Notice, Progress, Sink, ignore
 from edgetune.fingerprint import (
     fingerprint_checkpoint,
+    fingerprint_gguf,
     read_chat_template,
     read_safetensors_header,
     safetensors_files,
     text_sha256,
 )
-from edgetune.gguf_header import GgufHeader, read_gguf
+from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf, read_gguf_header
 from edgetune.library import classify, find_model, list_models, read_config
 from edgetune.paths import check_disk_space, whole_file
 from edgetune.quantize import find_quant_type, quantize
@@ -39,6 +40,9 @@ ADAPTER_OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TEMPLATE_KEY = "tokenizer.chat_template"
+
+BASE_CONFIG = "base_config.json"
+"""In a run that was trained on a GGUF file: config.json as it was read from that."""
 
 CONFIG_KEY = "edgetune.config"
 """GGUF metadata key: config.json of the checkpoint, so that the file can be trained on."""
@@ -93,17 +97,28 @@ def export_adapter(
     outtype: str = "f16",
     sink: Sink = ignore,
 ) -> Gguf:
-    """Write the PEFT adapter in `adapter_dir` as a GGUF adapter for the base in `base_dir` (see `find_base_dir`).
+    """Write the PEFT adapter in `adapter_dir` as a GGUF adapter for the base at `base_dir` (see `find_base_dir`).
 
     Raises `UnsupportedError` for what an adapter file cannot hold, `MismatchError` for another base than it was trained
     on, `UsageError` when the base is not found, `CorruptFileError` for broken files.
     """
     run = load_run(adapter_dir)
     base_dir = base_dir or find_base_dir(adapter_dir)
-    fingerprint = fingerprint_checkpoint(base_dir, sink=sink)
+    base: Path | converters.GgufModel = base_dir
+    template = read_chat_template(adapter_dir)
+    if base_dir.is_file():
+        header = read_gguf_header(base_dir)
+        fingerprint = fingerprint_gguf(base_dir)
+        base_name = gguf_from_header(header).base_name or base_dir.stem
+        with _translated_errors():
+            base = converters.GgufModel(
+                _recorded_config(header, adapter_dir), [tensor.name for tensor in header.tensors]
+            )
+    else:
+        fingerprint = fingerprint_checkpoint(base_dir, sink=sink)
+        base_name = model_name(base_dir)
+        template = template or read_chat_template(base_dir)
     _check_trained_on(run, base_dir, fingerprint, sink)
-    template = read_chat_template(adapter_dir) or read_chat_template(base_dir)
-    base_name = model_name(base_dir)
     metadata: dict[str, str | int | float | bool] = {
         **fingerprint.to_metadata(),
         BASE_NAME_KEY: base_name,
@@ -115,7 +130,7 @@ def export_adapter(
     with whole_file(out_path) as partial, _translated_errors():
         converters.convert_adapter(
             adapter_dir,
-            base_dir,
+            base,
             partial,
             outtype=outtype,
             metadata=metadata,
@@ -133,15 +148,31 @@ def resolve_outtype(model_dir: Path, outtype: str = "auto") -> str:
     return _TYPE_NAMES[outtype]
 
 
+def _recorded_config(header: GgufHeader, adapter_dir: Path) -> Mapping[str, Any]:
+    """config.json of the model in a GGUF file: as the file has it, or as it was read for training."""
+    recorded = header.metadata.get(CONFIG_KEY)
+    try:
+        text = str(recorded) if recorded else (adapter_dir / BASE_CONFIG).read_text(encoding="utf-8")
+        values: Mapping[str, Any] = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"What model {header.path} is cannot be read: {error}.",
+            hint="Train the adapter again, or convert it again.",
+        ) from error
+    return values
+
+
 def find_base_dir(adapter_dir: Path) -> Path:
-    """The Hugging Face directory that `adapter_dir` was trained on, by its run record or its adapter_config.json.
+    """The model that `adapter_dir` was trained on, by its run record or its adapter_config.json.
+
+    A Hugging Face directory; of a run that was trained on a GGUF file, that file while it is there.
 
     Raises `UsageError` when it is not on this machine.
     """
     run = load_run(adapter_dir)
     named = str(run.base_path) if run else _named_base(adapter_dir)
     for candidate in (Path(named).expanduser(), adapter_dir / named, *_hub_snapshots(named)) if named else ():
-        if classify(candidate) == "checkpoint":
+        if classify(candidate) == "checkpoint" or (run and classify(candidate) == "model"):
             return candidate
     if run and (found := _checkpoint_with(run.fingerprint)):
         return found
@@ -167,9 +198,7 @@ def model_name(model_dir: Path) -> str:
     return path.name
 
 
-def locate_gguf_weights(
-    header: GgufHeader, config: Mapping[str, Any]
-) -> Mapping[str, tuple[converters.Piece, ...]]:
+def locate_gguf_weights(header: GgufHeader, config: Mapping[str, Any]) -> Mapping[str, tuple[converters.Piece, ...]]:
     """Where the weights of the checkpoint that `config` (config.json) describes lie in the file of `header`.
 
     Checkpoint name → pieces whose rows, one after the other, are that weight; a tied head is left out. Raises

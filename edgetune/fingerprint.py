@@ -16,6 +16,7 @@ from typing import Any
 from edgetune.artifacts import Fingerprint
 from edgetune.errors import CorruptFileError, EdgetuneError, UnsupportedError
 from edgetune.events import Progress, Sink, ignore
+from edgetune.gguf_header import read_gguf
 from edgetune.paths import cache_dir, write_json
 
 _TOKENIZER_FILES = (
@@ -36,6 +37,18 @@ def fingerprint_checkpoint(model_dir: Path, *, sink: Sink = ignore) -> Fingerpri
         tokenizer=_tokenizer_sha256(model_dir),
         template=text_sha256(read_chat_template(model_dir)),
     )
+
+
+def fingerprint_gguf(path: Path) -> Fingerprint:
+    """Of the checkpoint that the GGUF model at `path` was made from; of the file itself where it names none."""
+    recorded = read_gguf(path).fingerprint
+    if recorded.weights:
+        return recorded
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return Fingerprint(weights=digest.hexdigest())
 
 
 def text_sha256(text: str | None) -> str:

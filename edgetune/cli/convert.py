@@ -164,7 +164,7 @@ def _plan_adapter(
     path: Path, output: Path | None, *, outtype: str, quant: str | None, merge: str | None, base: str | None
 ) -> _Job:
     base_dir = find_model(base) if base else find_base_dir(path)
-    if classify(base_dir) != "checkpoint":
+    if classify(base_dir) not in ("checkpoint", "model"):
         raise UsageError(
             f"{base_dir} is not a Hugging Face model directory.", hint="Name the base's directory with --base."
         )
@@ -236,7 +236,11 @@ def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityRe
     from edgetune.parity import verify
 
     sink(Progress("torch", 0, 0, label="loading"))
-    if not job.is_adapter:
+    if job.base_dir.is_file():
+        from edgetune.training.gguf_base.proof import prove_adapter
+
+        report = prove_adapter(job.base_dir, job.source, gguf.path, sink=sink)
+    elif not job.is_adapter:
         report = verify(
             job.base_dir, gguf.path, adapter_dir=job.merge, merged=job.merge is not None, data_path=data, sink=sink
         )

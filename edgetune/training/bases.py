@@ -6,7 +6,6 @@ One function for each thing that training asks of a base before it is loaded; ev
 from __future__ import annotations
 
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +14,11 @@ from edgetune.data import TextTokenizer, load_tokenizer
 from edgetune.data.char_text import load_chars
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Sink
-from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template
+from edgetune.export import BASE_CONFIG
+from edgetune.fingerprint import fingerprint_checkpoint, fingerprint_gguf, read_chat_template
 from edgetune.gguf_header import read_gguf, read_gguf_header
 from edgetune.library import find_model
+from edgetune.paths import write_json
 from edgetune.training.model import check_base, copy_tokenizer
 from edgetune.training.tasks import Task
 
@@ -100,28 +101,19 @@ def load_base_tokenizer(path: Path, *, chat_template: str | None, now: datetime 
 
 def fingerprint_base(path: Path, *, sink: Sink) -> Fingerprint:
     """What identifies the base: of a GGUF, the checkpoint it was made from, or the file itself where it names none."""
-    if not is_gguf(path):
-        return fingerprint_checkpoint(path, sink=sink)
-    recorded = read_gguf(path).fingerprint
-    return recorded if recorded.weights else Fingerprint(weights=_file_sha256(path))
+    return fingerprint_gguf(path) if is_gguf(path) else fingerprint_checkpoint(path, sink=sink)
 
 
 def copy_base_tokenizer(path: Path, run_dir: Path, *, chat_template: str | None) -> None:
-    """Leave in `run_dir` what other tools need to find with an adapter; of a GGUF, that is the template alone."""
+    """Leave in `run_dir` what other tools need to find with an adapter; of a GGUF, its config and template."""
     if not is_gguf(path):
         copy_tokenizer(path, run_dir, chat_template=chat_template)
-    elif template := chat_template if chat_template is not None else read_template(path):
+        return
+    write_json(run_dir / BASE_CONFIG, read_raw_config(path))
+    if template := chat_template if chat_template is not None else read_template(path):
         (run_dir / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def base_name(path: Path) -> str:
     """What to call the base."""
     return path.stem if is_gguf(path) else path.resolve().name
-
-
-def _file_sha256(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

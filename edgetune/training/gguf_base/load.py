@@ -28,7 +28,7 @@ LARGEST_KL = 0.01
 _NOISE_FACTOR = 4.0
 """How many times the KL that rounded activations cause may be seen."""
 
-_PROBE = "The quick brown fox jumps over the lazy dog. In 1969, 3 people flew to the moon; 12 have walked on it since."
+PROBE = "The quick brown fox jumps over the lazy dog. In 1969, 3 people flew to the moon; 12 have walked on it since."
 _PROBE_TOKENS = 48
 
 
@@ -131,11 +131,11 @@ def prove(model: Any, path: Path, header: GgufHeader) -> tuple[float, float]:
     says how much of a difference is owed to it.
     """
     with LlamaEngine.open(path, ctx_size=256, gpu_layers=0) as engine:
-        ids = engine.tokenizer.encode(_PROBE)[:_PROBE_TOKENS]
+        ids = engine.tokenizer.encode(PROBE)[:_PROBE_TOKENS]
         expected = torch.from_numpy(engine.logits(ids)).log_softmax(-1)
     layers = [module for module in model.modules() if isinstance(module, BlockLinear)]
     exact, rounded = (_log_probabilities(model, layers, ids, rounds=rounds) for rounds in (False, True))
-    kl, noise = _divergence(expected, exact), _divergence(exact, rounded)
+    kl, noise = float(divergence(expected, exact).mean()), float(divergence(exact, rounded).mean())
     bound = max(LARGEST_KL, _NOISE_FACTOR * noise)
     if not kl <= bound:
         raise MismatchError(
@@ -161,5 +161,6 @@ def _log_probabilities(model: Any, layers: Sequence[BlockLinear], ids: list[int]
     return result
 
 
-def _divergence(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first.exp() * (first - second)).sum(-1).mean())
+def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(first ‖ second) of log-probabilities (tokens, vocabulary), in nats: (tokens,)."""
+    return (first.exp() * (first - second)).sum(-1)
