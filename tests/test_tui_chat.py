@@ -243,10 +243,13 @@ async def test_the_plot_shows_the_position_that_is_looked_at() -> None:
         await driver.idle()
         plot = driver.screen.side.plot
         following = plot.candidates
-        await driver.press("escape", "ctrl+up", "t", "right", "right")
+        await driver.press("ctrl+up", "t", "right", "right")
         await driver.until(lambda: plot.chosen == node.ids[2])
         assert list(plot.candidates) == list(node.choices[2].alternatives)
-        await driver.press("escape")
+        await driver.press("ctrl+s", "ctrl+s")
+        await driver.idle()
+        assert plot.chosen == node.ids[2]
+        await driver.press("ctrl+up", "escape")
         await driver.idle()
         assert plot.chosen is None
         assert list(plot.candidates) == list(following)

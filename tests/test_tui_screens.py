@@ -184,6 +184,13 @@ async def test_the_tokens_of_both_sides_can_be_inspected(pocket: Path) -> None:
         choice = screen.nodes[0].choices[1]
         assert panel.choice == choice
         assert panel.alternative == choice.alternatives[1]
+        # On a low terminal as well, the reply stays in view: the settings give way.
+        assert screen.query_one("#reply-0").size.height > 10
+        await driver.press("f2")
+        await driver.until(lambda: not panel.has_class("open"))
+        assert isinstance(driver.app.focused, ControlList)
+        await driver.press("t", "right", "down")
+        await driver.until(lambda: panel.has_class("open"))
         await driver.press("enter")
         assert "Branches are made in the chat" in driver.told
         screen.query_one("#reply-1").focus()

@@ -96,8 +96,8 @@ class ChatMessages(ChatReplies):
         self.tokens.look_at(self.transcript if event.node is not None else None)
         if event.node is None:
             self._look_ahead()
-        elif self.side.has_class("open") and (choice := self.tokens.choice) is not None:
-            self.side.show_candidates(choice.alternatives, chosen=choice.id)
+        else:
+            self.plot_token()
 
     def on_transcript_alternative_moved(self, event: Transcript.AlternativeMoved) -> None:
         """Another alternative."""

@@ -44,13 +44,22 @@ class ChatOutlook(ChatBase):
                 warning = f"the next message drops the oldest {turns}"
             self.status.change(tokens=min(now.tokens, now.size))
             self._warn("context", warning)
-        if self.side.has_class("open") and self.run_now is None and self.transcript.token is None:
+        if self.plot_token():
+            return
+        if self.side.has_class("open") and self.run_now is None:
             sampling = conversation.sampling
             candidates = await self.edgetune.engine_worker.run_latest(
                 "plot", lambda: engine.distribution(sampling, top=_PLOTTED)
             )
-            if candidates is not None and self.run_now is None:
+            if candidates is not None and self.run_now is None and self.tokens.choice is None:
                 self.side.show_candidates(candidates)
+
+    def plot_token(self) -> bool:
+        """Plot what the token under the cursor was chosen from; whether there is one."""
+        choice = self.tokens.choice
+        if choice is not None and self.side.has_class("open"):
+            self.side.show_candidates(choice.alternatives, chosen=choice.id)
+        return choice is not None
 
     def _warn(self, kind: str, text: str) -> None:
         self._warnings[kind] = text

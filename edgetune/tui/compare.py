@@ -172,7 +172,7 @@ class CompareScreen(CompareVerdict):
     def _show_speed(self, run: ReplyRun) -> None:
         counts = [len(reply.generation.ids) for reply in run.replies]
         speeds = [reply.timings.tokens_per_second for reply in run.replies]
-        self.query_one(StatusLine).change(adapters=f"A {counts[0]} · B {counts[1]} tokens", speed=sum(speeds))
+        self.query_one(StatusLine).change(note=f"A {counts[0]} · B {counts[1]} tokens", speed=sum(speeds))
 
     # -- keys on the replies
 
@@ -204,7 +204,10 @@ class CompareScreen(CompareVerdict):
 
     def _look_at_token(self) -> None:
         views = sorted(self._views, key=lambda view: view is not self._views[self._focused_side])
-        self.query_one(TokenPanel).look_at(next((view for view in views if view.token is not None), None))
+        looked_at = next((view for view in views if view.token is not None), None)
+        # A low terminal has no room for the settings as well.
+        self.set_class(looked_at is not None, "tokens")
+        self.query_one(TokenPanel).look_at(looked_at)
 
     def on_transcript_wished(self, event: Transcript.Wished) -> None:
         """The keys on a message that mean something here: edit, vote."""

@@ -22,6 +22,7 @@ from edgetune.template import ChatTemplate
 from edgetune.tui.adapter_list import fitting_adapters
 from edgetune.tui.controls import Control, ControlList
 from edgetune.tui.sampling_controls import CUSTOM, NUMBERS, changed
+from edgetune.tui.transcript import Transcript
 
 if TYPE_CHECKING:
     from edgetune.tui.app import EdgetuneApp
@@ -128,6 +129,9 @@ class CompareSettings(Screen[None]):
 
     def action_settings(self) -> None:
         """To A's settings, then to B's."""
+        for reply in self.query(Transcript):
+            reply.leave_tokens()
+        self.remove_class("tokens")
         views: Sequence[ControlList] = list(self.query(ControlList))
         views[1 if views[0].has_focus else 0].focus()
 

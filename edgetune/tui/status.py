@@ -23,6 +23,8 @@ class Status:
 
     model: str = ""
     adapters: str = ""
+    note: str = ""
+    """Whatever else there is to say of the model."""
     tokens: int = 0
     """In the context."""
     size: int = 0
@@ -66,6 +68,8 @@ class StatusLine(OwnLines):
         parts = [(0, Text(one_line(status.model, length=24), palette.ink("primary", bold=True)))]
         if status.adapters:
             parts.append((2, Text(f"+ {one_line(status.adapters, length=28)}", palette.ink("secondary"))))
+        if status.note:
+            parts.append((2, Text(one_line(status.note, length=28), palette.ink("secondary"))))
         if status.warning:
             parts.append(
                 (
