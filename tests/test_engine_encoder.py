@@ -231,3 +231,15 @@ def test_an_adapter_brings_its_head_and_its_scale(root: Path, checkpoint: Path, 
         assert off.profile.head is not None
         assert len(off.profile.head.labels) == 3
         assert furthest(vectors, off.embed(TEXTS)) > 1e-3
+
+
+def test_long_pairs_are_cut_as_hugging_face_cuts_them(checkpoint: Path, llama: Encoder) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    limit = llama.profile.max_tokens
+    sizes = [(3, 500), (500, 3), (500, 500), (500, 501), (501, 500), (80, 500), (70, 90), (2, 2), (200, 78)]
+    pairs = [("the " * first, "fox " * second) for first, second in sizes]
+    for pair, found in zip(pairs, llama.token_ids(pairs), strict=True):
+        expected = tokenizer(*pair, truncation=True, max_length=limit)
+        assert (list(found.ids), list(found.types)) == (expected["input_ids"], expected["token_type_ids"])

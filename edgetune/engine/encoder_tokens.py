@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from edgetune.engine.tokenizer import GgufTokenizer
@@ -59,17 +60,65 @@ class JsonEncoderTokenizer:
 
     def encode(self, texts: Sequence[Text], *, max_tokens: int) -> list[Tokens]:
         """Each text in windows of up to `max_tokens` ids."""
-        self._backend.enable_truncation(max_tokens, strategy="longest_first")
-        return [
-            Tokens(
-                [_encoded(part) for part in ((whole, *whole.overflowing) if isinstance(text, str) else (whole,))],
-                is_cut=bool(whole.overflowing),
-            )
-            for text, whole in zip(texts, self._backend.encode_batch(list(texts)), strict=True)
-        ]
+        singles = iter(self._split([text for text in texts if isinstance(text, str)], max_tokens))
+        pairs = iter(self._join([text for text in texts if not isinstance(text, str)], max_tokens))
+        return [next(singles) if isinstance(text, str) else next(pairs) for text in texts]
 
     def close(self) -> None:
         """Free what it holds."""
+
+    def _split(self, texts: list[str], max_tokens: int) -> list[Tokens]:
+        self._backend.enable_truncation(max_tokens)
+        wholes = self._backend.encode_batch(texts)
+        self._backend.no_truncation()
+        return [
+            Tokens([_encoded(part) for part in (whole, *whole.overflowing)], bool(whole.overflowing))
+            for whole in wholes
+        ]
+
+    def _join(self, pairs: list[tuple[str, str]], max_tokens: int) -> list[Tokens]:
+        # The library's own truncation of a pair keeps every combination of what it cuts off either side.
+        flat = [text for pair in pairs for text in pair]
+        bare = [part.ids for part in self._backend.encode_batch(flat, add_special_tokens=False)]
+        return [
+            self._layout.join(first, second, max_tokens) for first, second in zip(bare[::2], bare[1::2], strict=True)
+        ]
+
+    @cached_property
+    def _layout(self) -> _PairLayout:
+        sample = self._backend.encode("a", "a")
+        return _PairLayout.of(sample.ids, sample.type_ids, sample.sequence_ids)
+
+
+@dataclass(frozen=True)
+class _PairLayout:
+    """The tokens around two texts, and the types of everything."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    types: tuple[list[int], int, list[int], int, list[int]]
+    """Of the tokens before, of the first text, of the tokens between, of the second text, of those after."""
+
+    @classmethod
+    def of(cls, ids: Sequence[int], types: Sequence[int], sides: Sequence[int | None]) -> _PairLayout:
+        """Read from the ids of a pair; `sides` tells which text each is of, None for the tokens around them."""
+        first = [at for at, side in enumerate(sides) if side == 0]
+        second = [at for at, side in enumerate(sides) if side == 1]
+        parts = (slice(0, first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, len(ids)))
+        before, between, after = (list(ids[part]) for part in parts)
+        kinds = [list(types[part]) for part in parts]
+        return cls(before, between, after, (kinds[0], types[first[0]], kinds[1], types[second[0]], kinds[2]))
+
+    def join(self, first: Sequence[int], second: Sequence[int], max_tokens: int) -> Tokens:
+        """The pair, the longer text cut first."""
+        around = len(self.before) + len(self.between) + len(self.after)
+        left, right = _lengths(len(first), len(second), max(0, max_tokens - around))
+        is_cut = (left, right) != (len(first), len(second))
+        ids = [*self.before, *first[:left], *self.between, *second[:right], *self.after]
+        before, of_first, between, of_second, after = self.types
+        types = [*before, *[of_first] * left, *between, *[of_second] * right, *after]
+        return Tokens([Encoded(ids, types if any(types) else ())], is_cut)
 
 
 class LlamaEncoderTokenizer:
@@ -100,17 +149,23 @@ class LlamaEncoderTokenizer:
         return Tokens(windows, is_cut=len(windows) > 1)
 
     def _join(self, first: str, second: str, max_tokens: int) -> Tokens:
-        left, right = self._bare(first), self._bare(second)
-        room = max(0, max_tokens - len(self._before) - 2 * len(self._after))
-        is_cut = len(left) + len(right) > room
-        while len(left) + len(right) > room:
-            (left if len(left) > len(right) else right).pop()
-        ids = [*self._before, *left, *self._after, *right, *self._after]
-        types = [0] * (len(ids) - len(right) - len(self._after)) + [1] * (len(right) + len(self._after))
-        return Tokens([Encoded(ids, types)], is_cut)
+        before, after = self._before, self._after
+        types = ([0] * len(before), 0, [0] * len(after), 1, [1] * len(after))
+        return _PairLayout(before, after, after, types).join(self._bare(first), self._bare(second), max_tokens)
 
     def _bare(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special=False)
+
+
+def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """What is left of two texts of these lengths in `room` tokens, as Hugging Face's "longest_first" cuts them."""
+    if first + second <= room:
+        return first, second
+    shorter, longer = sorted((first, second))
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def _encoded(part: Any) -> Encoded:
