@@ -222,7 +222,7 @@ def _favour_the_end(model: Any) -> None:
     if getattr(head, "bias", None) is not None:
         head.bias[end] += 2
     if hasattr(model, "final_logits_bias"):
-        model.final_logits_bias[0, end] += 4
+        model.final_logits_bias[0, end] += 8
 
 
 _FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
