@@ -334,7 +334,7 @@ _KNOWN = "expected one of " + "; ".join(f"{known.name} ({known.columns})" for kn
 
 def _columns(values: Mapping[str, Any]) -> str:
     if "chosen" in values and "rejected" in values:
-        return "preference pairs (chosen, rejected)"
+        return "preference pairs (chosen, rejected), which --task dpo, orpo, simpo and kto learn from"
     return f"the columns {', '.join(map(str, values))}" if values else "an empty object"
 
 

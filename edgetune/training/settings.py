@@ -31,9 +31,10 @@ class TrainSettings:
     out: str = ""
     """Run directory to write; default: runs/BASE-DATA-TIME."""
     task: str = "auto"
-    """What is trained for: chat, completion, classification, regression, embedding or seq2seq; auto: by the data."""
+    """What is trained for: chat, completion, classification, regression, embedding, seq2seq, or preferences (dpo, orpo,
+    simpo, kto); auto: by the data."""
     method: str = "lora"
-    """How the model is adapted."""
+    """How the model is adapted: lora, rslora, dora, lora+, pissa, olora, qlora, full, houlsby, pfeiffer or prompt."""
     epochs: float = 3.0
     """Passes over the training data; ignored when --steps is given."""
     steps: int = 0
@@ -70,6 +71,12 @@ class TrainSettings:
     """Other ranks for modules whose name matches: PATTERN=RANK."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     """Other alphas for modules whose name matches: PATTERN=ALPHA."""
+    lora_plus_ratio: float = 16.0
+    """Method lora+: B's learning rate as a multiple of A's."""
+    bottleneck: int = 64
+    """Methods houlsby and pfeiffer: numbers in the middle of an adapter."""
+    prompt_tokens: int = 20
+    """Method prompt: vectors in front of the text."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained in full beside the adapter; converting then needs --merge."""
     grad_checkpointing: bool = False
@@ -106,6 +113,20 @@ class TrainSettings:
     """Seq2seq: language of the targets."""
     prefix: str = "auto"
     """Seq2seq: text in front of every source; auto: what T5 was taught for such rows, else nothing."""
+    beta: float = 0.0
+    """Preferences: strength of a gain on the base (DPO, KTO) or of a likelihood (SimPO); 0: 0.1, for SimPO 2."""
+    dpo_loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """DPO: the paper's own loss, or IPO's, which does not drive replies apart for ever."""
+    label_smoothing: float = 0.0
+    """DPO, SimPO: share of the pairs taken to be the wrong way round."""
+    orpo_lambda: float = 0.1
+    """ORPO: weight of the odds ratio beside the chosen reply's own loss."""
+    gamma: float = 1.0
+    """SimPO: by how much the chosen reply is to win."""
+    desirable_weight: float = 1.0
+    """KTO: weight of the replies found good."""
+    undesirable_weight: float = 1.0
+    """KTO: weight of the replies found bad."""
     save_every: int = 0
     """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
     skip_bad_rows: bool = False
@@ -117,7 +138,7 @@ class TrainSettings:
         METHODS.check(self.method)
         for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
             self._demand(math.isfinite(getattr(self, name)), name, "a number")
-        for name in ("batch_size", "grad_accum", "rank"):
+        for name in ("batch_size", "grad_accum", "rank", "bottleneck", "prompt_tokens"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
         for name in (
             "steps",
@@ -129,13 +150,20 @@ class TrainSettings:
             "max_grad_norm",
             "warmup",
             "seed",
+            "beta",
+            "orpo_lambda",
+            "gamma",
+            "desirable_weight",
+            "undesirable_weight",
         ):
             self._demand(getattr(self, name) >= 0, name, "0 or more")
         self._demand(self.seed < 1 << 63, "seed", "less than 2^63")
         self._demand(self.epochs > 0, "epochs", "more than 0")
         self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
         self._demand(self.alpha > 0, "alpha", "more than 0")
+        self._demand(self.lora_plus_ratio > 0, "lora_plus_ratio", "more than 0")
         self._demand(self.temperature > 0, "temperature", "more than 0")
+        self._demand(0 <= self.label_smoothing < 0.5, "label_smoothing", "at least 0 and less than 0.5")
         self._demand(self.eval_texts >= -1, "eval_texts", "-1 or more")
         self._demand(self.eval or not (self.metric or self.early_stopping), "eval", "on, for --metric")
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")

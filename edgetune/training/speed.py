@@ -34,17 +34,22 @@ def speed_up(
 ) -> Layout:
     """Make `adapted` fast and choose the layout. `lengths` are those of all sequences, in tokens.
 
-    Only a task that says `packs = True` (next-token prediction, its sequences `Tokenized`) is packed.
+    Only a task that says `packs = True` (next-token prediction, its sequences `Tokenized`) is packed; one that says
+    `packs_batches = True` lays out its own batches, as packed rows once it is told so by `packed = True`.
     """
     fuse_lora(adapted)
     padded = Padded(task, device, settings.batch_size)
-    if not (settings.packing and getattr(task, "packs", False)):
+    packs_batches = getattr(task, "packs_batches", False)
+    if not (settings.packing and (packs_batches or getattr(task, "packs", False))):
         return padded
     longest = max(lengths)
     head = find_head(adapted)
     base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
     if head is None or not start_packing(base, head.body, longest=longest):
         sink(Notice("Sequences are padded, not packed: this model does not keep packed ones apart."))
+        return padded
+    if packs_batches:
+        task.packed = True  # type: ignore[attr-defined]
         return padded
     return Packed(row_capacity(settings.batch_size, longest=longest, max_length=max_length), longest, device)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from edgetune.data.columns import possible_tasks
 from edgetune.data.dataset import first_row
 from edgetune.data.formats import detect_format
+from edgetune.data.preferences import preference_task
 from edgetune.errors import DataError, UnsupportedError
 from edgetune.training.settings import TrainSettings
 
@@ -52,6 +53,8 @@ def choose_task(settings: TrainSettings, raw: Mapping[str, Any], model_dir: Path
     if row is None:
         return "auto"
     kind, texts = base_kind(raw), detect_format(row)
+    if kind == "decoder" and (preferences := preference_task(row)):
+        return preferences
     found = [task for task in possible_tasks(row) if task in _DOES[kind]]
     if kind == "decoder" and texts is not None:
         if texts.name == "plain text" and (found := [task for task in found if task != "embedding"]):
