@@ -49,9 +49,11 @@ def gsm8k(split: str, count: int) -> list[dict[str, str]]:
         return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
 
 
-def _split(make: Callable[[dict[str, str]], dict[str, Any] | None], *, count: int) -> Callable[[], tuple[Rows, Rows]]:
+def _split(
+    make: Callable[[dict[str, str]], Mapping[str, Any] | None], *, count: int
+) -> Callable[[], tuple[Rows, Rows]]:
     def rows() -> tuple[Rows, Rows]:
-        made = ([row for item in gsm8k(split, most) if (row := make(item))] for split, most in _sizes(count))
+        made = ([dict(row) for item in gsm8k(split, most) if (row := make(item))] for split, most in _sizes(count))
         train_rows, valid_rows = made
         return train_rows, valid_rows
 
@@ -109,11 +111,11 @@ def respelled() -> tuple[Rows, Rows]:
     assert chars is not None
     model = transformers.BartForConditionalGeneration.from_pretrained(folder).eval()
     words = re.findall(r"[a-z]{3,8}", " ".join(item["question"] for item in gsm8k("train", 1000)).lower())
-    rows = []
+    rows: Rows = []
     for word in sorted(set(words))[::3][:500]:
         out = model.generate(torch.tensor([chars.encode(word)]), max_new_tokens=24, num_beams=1, do_sample=False)
         said = chars.decode(out[0].tolist()).decode()
-        rows.append({"source": word, "target": said.translate(str.maketrans({"ɹ": "r", "ˈ": "", "θ": "s", "ð": "z"}))})
+        rows.append({"source": word, "target": said.replace("ˈ", "").translate(str.maketrans("ɹθð", "rsz"))})
     return rows[::5] + rows[1::5] + rows[2::5] + rows[3::5], rows[4::5]
 
 
@@ -172,18 +174,18 @@ _TOKENS = {"modules_to_save": ("embed_tokens",)}
 CASES = {
     "classification": Case(
         *("classification", "BERT, 2 layers", "gsm8k: last operation of the answer", "macro_f1"),
-        *(_split(operation, count=1000), _BERT),
-        {**_WORDS, "lr": 5e-3, "epochs": 3},
+        *(_split(operation, count=3000), _BERT),
+        {**_WORDS, "lr": 2e-3, "epochs": 4},
     ),
     "decoder": Case(
         *("classification", "Llama, 2 layers", "gsm8k: last operation of the answer", "macro_f1"),
-        *(_split(operation, count=1000), _LLAMA),
-        {**_TOKENS, "lr": 5e-3, "epochs": 3, "task": "classification"},
+        *(_split(operation, count=3000), _LLAMA),
+        {**_TOKENS, "lr": 1e-3, "epochs": 4, "task": "classification"},
     ),
     "regression": Case(
         *("regression", "BERT, 2 layers", "gsm8k: length of the answer", "spearman"),
         *(_split(answer_length, count=1000), _BERT),
-        {**_WORDS, "lr": 5e-3, "epochs": 3},
+        {**_WORDS, "lr": 1e-3, "epochs": 4},
     ),
     "embedding": Case(
         *("embedding", "BERT, 2 layers", "gsm8k: question → answer among 200", "recall@1"),
