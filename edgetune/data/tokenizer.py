@@ -23,6 +23,7 @@ from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_chat_template
 from edgetune.plain_text import text_only
 from edgetune.template import ChatTemplate, Rendered, split_control
+from edgetune.text_pairs import PairLayout
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,15 @@ class TextTokenizer:
 
         All of it is text, as in `encode`. The longer text of a pair is cut first.
         """
-        texts = [first] if second is None else [first, second]
-        parts = [self._starting.encode(text, add_special_tokens=False) for text in texts]
-        room = max(0, max_length - self.backend.num_special_tokens_to_add(second is not None))
-        lengths = [len(part.ids) for part in parts]
-        cut = sum(lengths) > room
-        while (over := sum(lengths) - room) > 0:
-            longest = max(range(len(lengths)), key=lengths.__getitem__)
-            others = max((length for at, length in enumerate(lengths) if at != longest), default=0)
-            lengths[longest] -= min(over, max(1, lengths[longest] - others))
-        for part, length in zip(parts, lengths, strict=True):
-            part.truncate(length)
-        whole = self.backend.post_process(*parts, add_special_tokens=True)
+        if second is not None:
+            left, right = (self._starting.encode(text, add_special_tokens=False).ids for text in (first, second))
+            pair = self._pair_layout.join(left, right, max_length)
+            return Whole(np.asarray(pair.ids, np.int32), np.asarray(pair.types, np.int32), pair.is_cut)
+        part = self._starting.encode(first, add_special_tokens=False)
+        room = max(0, max_length - self.backend.num_special_tokens_to_add(False))
+        cut = len(part.ids) > room
+        part.truncate(room)
+        whole = self.backend.post_process(part, add_special_tokens=True)
         return Whole(np.asarray(whole.ids, dtype=np.int32), np.asarray(whole.type_ids, dtype=np.int32), cut)
 
     def encode_target(self, text: str, *, max_length: int) -> Whole:
@@ -153,6 +151,11 @@ class TextTokenizer:
         full = self.backend.encode("a", add_special_tokens=True).ids
         begin = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
         return tuple(full[:begin])
+
+    @cached_property
+    def _pair_layout(self) -> PairLayout:
+        sample = self.backend.encode("a", "a")
+        return PairLayout.of(sample.ids, sample.type_ids, sample.sequence_ids)
 
     @cached_property
     def _starting(self) -> Any:

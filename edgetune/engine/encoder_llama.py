@@ -289,4 +289,4 @@ def _open_tokenizer(path: Path, header: GgufHeader) -> EncoderTokenizer:
     source = header.metadata.get(JSON_KEY)
     if isinstance(source, str) and source:
         return JsonEncoderTokenizer(source)
-    return LlamaEncoderTokenizer(GgufTokenizer.open(path))
+    return LlamaEncoderTokenizer(GgufTokenizer.open(path), is_encoder=_is_encoder(header))

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from edgetune.engine.tokenizer import GgufTokenizer
+from edgetune.text_pairs import JoinedPair, PairLayout
 
 Text = str | tuple[str, str]
 """A text, or two that belong together."""
@@ -80,52 +81,20 @@ class JsonEncoderTokenizer:
         # The library's own truncation of a pair keeps every combination of what it cuts off either side.
         flat = [text for pair in pairs for text in pair]
         bare = [part.ids for part in self._backend.encode_batch(flat, add_special_tokens=False)]
-        return [
-            self._layout.join(first, second, max_tokens) for first, second in zip(bare[::2], bare[1::2], strict=True)
-        ]
+        parts = zip(bare[::2], bare[1::2], strict=True)
+        return [_joined(self._layout.join(first, second, max_tokens)) for first, second in parts]
 
     @cached_property
-    def _layout(self) -> _PairLayout:
+    def _layout(self) -> PairLayout:
         sample = self._backend.encode("a", "a")
-        return _PairLayout.of(sample.ids, sample.type_ids, sample.sequence_ids)
-
-
-@dataclass(frozen=True)
-class _PairLayout:
-    """The tokens around two texts, and the types of everything."""
-
-    before: list[int]
-    between: list[int]
-    after: list[int]
-    types: tuple[list[int], int, list[int], int, list[int]]
-    """Of the tokens before, of the first text, of the tokens between, of the second text, of those after."""
-
-    @classmethod
-    def of(cls, ids: Sequence[int], types: Sequence[int], sides: Sequence[int | None]) -> _PairLayout:
-        """Read from the ids of a pair; `sides` tells which text each is of, None for the tokens around them."""
-        first = [at for at, side in enumerate(sides) if side == 0]
-        second = [at for at, side in enumerate(sides) if side == 1]
-        parts = (slice(0, first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, len(ids)))
-        before, between, after = (list(ids[part]) for part in parts)
-        kinds = [list(types[part]) for part in parts]
-        return cls(before, between, after, (kinds[0], types[first[0]], kinds[1], types[second[0]], kinds[2]))
-
-    def join(self, first: Sequence[int], second: Sequence[int], max_tokens: int) -> Tokens:
-        """The pair, the longer text cut first."""
-        around = len(self.before) + len(self.between) + len(self.after)
-        left, right = _lengths(len(first), len(second), max(0, max_tokens - around))
-        is_cut = (left, right) != (len(first), len(second))
-        ids = [*self.before, *first[:left], *self.between, *second[:right], *self.after]
-        before, of_first, between, of_second, after = self.types
-        types = [*before, *[of_first] * left, *between, *[of_second] * right, *after]
-        return Tokens([Encoded(ids, types if any(types) else ())], is_cut)
+        return PairLayout.of(sample.ids, sample.type_ids, sample.sequence_ids)
 
 
 class LlamaEncoderTokenizer:
     """llama.cpp's own tokenizer, which puts the tokens around a text that the file asks for."""
 
-    def __init__(self, tokenizer: GgufTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: GgufTokenizer, *, is_encoder: bool = True) -> None:
+        self._tokenizer, self._is_encoder = tokenizer, is_encoder
         around = tokenizer.encode("a")
         bare = tokenizer.encode("a", add_special=False)
         begin = next((at for at in range(len(around)) if around[at : at + len(bare)] == bare), 0)
@@ -150,22 +119,18 @@ class LlamaEncoderTokenizer:
 
     def _join(self, first: str, second: str, max_tokens: int) -> Tokens:
         before, after = self._before, self._after
-        types = ([0] * len(before), 0, [0] * len(after), 1, [1] * len(after))
-        return _PairLayout(before, after, after, types).join(self._bare(first), self._bare(second), max_tokens)
+        # Encoders end each text with what ends one; decoders begin each one anew.
+        between = after if self._is_encoder else [*after, *before]
+        types = ([0] * len(before), 0, [0] * len(between), 1, [1] * len(after))
+        layout = PairLayout(before, between, after, types)
+        return _joined(layout.join(self._bare(first), self._bare(second), max_tokens))
 
     def _bare(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special=False)
 
 
-def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """What is left of two texts of these lengths in `room` tokens, as Hugging Face's "longest_first" cuts them."""
-    if first + second <= room:
-        return first, second
-    shorter, longer = sorted((first, second))
-    longer = max(shorter, room - shorter)
-    if shorter + longer > room:
-        shorter, longer = room // 2, room - room // 2
-    return (longer, shorter) if first > second else (shorter, longer)
+def _joined(pair: JoinedPair) -> Tokens:
+    return Tokens([Encoded(pair.ids, pair.types if any(pair.types) else ())], pair.is_cut)
 
 
 def _encoded(part: Any) -> Encoded:

@@ -127,7 +127,6 @@ def _check_head(torch: Encoder, llama: Encoder) -> ParityCheck:
     mine, theirs = torch.profile, llama.profile
     pairs: list[tuple[str, object, object]] = [
         ("pooling", mine.pooling, theirs.pooling),
-        ("normalising", mine.normalize, theirs.normalize),
         ("prompts", dict(mine.prompts), dict(theirs.prompts)),
     ]
     if torch.scores_texts or llama.scores_texts:
@@ -135,6 +134,8 @@ def _check_head(torch: Encoder, llama: Encoder) -> ParityCheck:
             ("task", _scoring(mine.head).task, _scoring(theirs.head).task),
             ("labels", _labels(mine.head), _labels(theirs.head)),
         ]
+    else:
+        pairs.append(("normalising", mine.normalize, theirs.normalize))
     problems = [f"the {what} is {found!r} instead of {wanted!r}" for what, wanted, found in pairs if wanted != found]
     return ParityCheck("head", len(pairs), len(pairs) - len(problems), "".join(problems[:1]))
 

@@ -40,7 +40,7 @@ def verify(
         return seq2seq.verify(
             base_dir, header, adapter_dir=adapter_dir, lora=lora, merged=merged, data_path=data_path, sink=sink
         )
-    if encoders.is_encoder(header):
+    if any(encoders.is_encoder(one) for one in (header, lora) if one):
         return encoders.verify(
             base_dir, header, adapter_dir=adapter_dir, lora=lora, merged=merged, data_path=data_path, sink=sink
         )

@@ -61,6 +61,8 @@ def _findings(header: GgufHeader, base_dir: Path, lora: GgufHeader | None, merge
         expected = next((config[name] for name in names if isinstance(config.get(name), int | float)), None)
         found = header.metadata.get(f"{header.architecture}.{key}")
         if expected is not None and isinstance(found, int | float):
+            if key == "context_length":
+                expected -= _skipped_positions(config)
             same = abs(found - expected) <= 1e-6 * abs(expected)
             yield "" if same else f"{key} is {found:g} in {header.path.name} and {expected:g} in config.json"
     yield _vocabulary(header)
@@ -75,6 +77,14 @@ def _findings(header: GgufHeader, base_dir: Path, lora: GgufHeader | None, merge
             yield ""
         except EdgetuneError as error:
             yield error.message
+
+
+def _skipped_positions(config: Mapping[str, Any]) -> int:
+    """Rows at the start of the position table that no token ever has: RoBERTa and its kin count on from the padding."""
+    if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert"):
+        return 0
+    padding = config.get("pad_token_id", 1)
+    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def _vocabulary(header: GgufHeader) -> str:

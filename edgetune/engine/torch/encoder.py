@@ -42,6 +42,8 @@ class TorchBackend:
         scores = profile.head is not None and profile.head.scores_texts
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._encoder = inner.base_model if scores else inner
+        # transformers finds a text's last token by the padding's id, which a text may end with.
+        self._last_token_head = getattr(inner, "score", None) if scores and not profile.is_encoder else None
         self._takes_types = getattr(inner.config, "type_vocab_size", 0) > 1
         self._device = next(model.parameters()).device
         self.profile = profile
@@ -68,6 +70,11 @@ class TorchBackend:
         import torch
 
         with torch.inference_mode():
+            if self._last_token_head is not None:
+                states = self._encoder(**self._inputs(batch)).last_hidden_state
+                lengths = torch.tensor([len(one) for one in batch], device=self._device)
+                logits = self._last_token_head(_pool(states, lengths, "last"))
+                return np.asarray(logits.float().cpu().numpy(), np.float32)
             return np.asarray(self._model(**self._inputs(batch)).logits.float().cpu().numpy(), np.float32)
 
     def close(self) -> None:

@@ -1,0 +1,98 @@
+"""`edgetune embed` and `edgetune classify`: the shapes scripts rely on, files in order, bad rows by their place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetune.cli.main import run
+from edgetune.errors import ExitCode
+from edgetune.export import export_base
+from tests.encoders import LABELS, write_encoder
+from tests.ggufs import base_gguf
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("cli-embed")
+    checkpoint = write_encoder(root / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
+    export_base(checkpoint, root / "bert.gguf", outtype="f16")
+    return str(root / "bert.gguf")
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_embed_prints_an_object_a_text(gguf: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["embed", gguf, "the fox", "hello", "-t", "1"]) == ExitCode.OK
+    found = lines(capsys.readouterr().out)
+    assert [one["text"] for one in found] == ["the fox", "hello"]
+    assert set(found[0]) == {"text", "embedding"}
+    assert len(found[0]["embedding"]) == 96  # type: ignore[arg-type]
+
+
+def test_classify_prints_an_object_a_text_or_pair(gguf: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["classify", gguf, "the fox", "--json", "-t", "1"]) == ExitCode.OK
+    (found,) = lines(capsys.readouterr().out)
+    scores = found["scores"]
+    assert isinstance(scores, dict)
+    assert list(scores) == ["red", "green", "blue"]
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+    assert found["label"] == max(scores, key=lambda label: scores[label])
+    assert run(["classify", gguf, "the fox", "hello", "--pair", "--json", "-t", "1"]) == ExitCode.OK
+    (found,) = lines(capsys.readouterr().out)
+    assert (found["text_a"], found["text_b"]) == ("the fox", "hello")
+
+
+def test_files_keep_their_order_in_every_format(gguf: str, tmp_path: Path) -> None:
+    texts = ["the fox " * 9, "hello", "a cafe played", "brown"]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    (tmp_path / "in.csv").write_text("id,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
+    for source, target in (("in.txt", "a.jsonl"), ("in.csv", "b.npy"), ("in.txt", "c.parquet")):
+        assert run(["embed", gguf, str(tmp_path / source), "-o", str(tmp_path / target), "-t", "1"]) == ExitCode.OK
+    written = lines((tmp_path / "a.jsonl").read_text(encoding="utf-8"))
+    vectors = np.array([one["embedding"] for one in written])
+    assert [one["text"] for one in written] == texts
+    assert np.allclose(np.load(tmp_path / "b.npy"), vectors, atol=2e-3)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "c.parquet")
+    assert table["text"].to_pylist() == texts
+    assert np.allclose(table["embedding"].to_pylist(), vectors, atol=2e-3)
+
+
+def test_a_bad_row_is_named_and_skipped_on_request(
+    gguf: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "the fox"}\n{"text": \n{"text": " "}\n{"sentence": "hello"}\n{"id": 1}\n')
+    assert run(["embed", gguf, str(path)]) == ExitCode.USAGE
+    assert f"{path}, line 2" in capsys.readouterr().err
+    assert run(["embed", gguf, str(path), "--skip-bad", "-t", "1"]) == ExitCode.OK
+    out = capsys.readouterr()
+    assert [one["text"] for one in lines(out.out)] == ["the fox", "hello"]
+    assert "line 3: the text is empty" in out.err
+    assert "line 5: expected the columns text, found id" in out.err
+
+
+def test_a_text_that_is_cut_is_counted(gguf: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["classify", gguf, "the fox " * 300, "--json", "-t", "1"]) == ExitCode.OK
+    assert "1 text was longer than the 160 tokens" in capsys.readouterr().err
+    assert run(["classify", gguf, "the fox " * 300, "--long", "error"]) == ExitCode.USAGE
+    assert run(["classify", gguf, "the fox " * 300, "--long", "window"]) == ExitCode.USAGE
+
+
+def test_what_cannot_be_done_is_refused(gguf: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder = str(base_gguf("llama"))
+    assert run(["classify", decoder, "a", "-t", "1"]) == ExitCode.UNSUPPORTED
+    assert "edgetune train" in capsys.readouterr().err
+    assert run(["embed", gguf, str(tmp_path / "none.jsonl")]) == ExitCode.USAGE
+    assert run(["embed", gguf, "a", "--format", "parquet"]) == ExitCode.USAGE
+    assert run(["embed", gguf, "a", "--engine", "torch"]) == ExitCode.USAGE
+    assert run(["embed", gguf, "a", "--prompt-name", "query", "-t", "1"]) == ExitCode.USAGE
+    assert run(["embed", decoder, "a", "-t", "1"]) == ExitCode.OK
+    assert "warning" in capsys.readouterr().err
