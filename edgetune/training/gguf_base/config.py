@@ -8,7 +8,9 @@ from typing import Any
 
 from edgetune.errors import UnsupportedError
 from edgetune.export import CONFIG_KEY
-from edgetune.gguf_header import read_gguf_header
+from edgetune.gguf_header import GgufHeader, read_gguf_header
+
+_HINT = "Train on the Hugging Face directory that it was made from."
 
 
 def read_gguf_config(path: Path) -> dict[str, Any]:
@@ -17,6 +19,10 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     Raises `UnsupportedError` for an architecture that transformers does not read from GGUF.
     """
     header = read_gguf_header(path)
+    if header.number("expert_count"):
+        raise UnsupportedError(
+            f"{path} is a mixture of experts, which lie stacked in a GGUF file and are not used from there.", hint=_HINT
+        )
     if recorded := header.metadata.get(CONFIG_KEY):
         values: dict[str, Any] = json.loads(str(recorded))
         return values
@@ -29,6 +35,17 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
         raise UnsupportedError(
             f"{path} has the architecture {header.architecture!r}, which cannot be trained from a GGUF file.",
-            hint="Train on the Hugging Face directory that it was made from.",
+            hint=_HINT,
         ) from error
-    return {**config.to_dict(), "architectures": [model_class.__name__]}
+    return {**config.to_dict(), **_left_out(header, config), "architectures": [model_class.__name__]}
+
+
+def _left_out(header: GgufHeader, config: Any) -> dict[str, Any]:
+    """Fields that the file's keys decide, and that transformers leaves at their defaults."""
+    found: dict[str, Any] = {}
+    if head_size := header.number("attention.key_length"):
+        # llama.cpp scales attention by the size of a head, also where a checkpoint may say another number.
+        for name in ("head_dim", "query_pre_attn_scalar"):
+            if hasattr(config, name):
+                found[name] = head_size
+    return found

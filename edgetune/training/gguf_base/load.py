@@ -48,6 +48,7 @@ def load_gguf_base(path: Path, config: Any, *, dtype: torch.dtype, device: torch
         warnings.simplefilter("ignore")
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     _Filler(tensors, places, torch.float32, device).fill(model, path)
+    _take_rope_factors(model, tensors)
     model.requires_grad_(False)
     model = model.to(device)
     # In float32, as llama.cpp adds up; what bfloat16 loses is no sign of a wrong model.
@@ -56,6 +57,18 @@ def load_gguf_base(path: Path, config: Any, *, dtype: torch.dtype, device: torch
         if isinstance(module, BlockLinear | BlockEmbedding):
             module.dtype = dtype
     return model.to(dtype)
+
+
+def _take_rope_factors(model: Any, tensors: GgufTensors) -> None:
+    """Llama 3 slows some rotary pairs down. Files say so in a tensor, and configs read from their keys do not."""
+    settings = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if "rope_freqs.weight" not in tensors or settings.get("rope_type", "default") != "default":
+        return
+    factors = torch.from_numpy(tensors.read("rope_freqs.weight"))
+    for module in model.modules():
+        for name in ("inv_freq", "original_inv_freq"):
+            if isinstance(speeds := getattr(module, name, None), torch.Tensor):
+                setattr(module, name, speeds / factors.to(speeds))
 
 
 class _Filler:
