@@ -38,6 +38,15 @@ _VARIANTS = {
 }
 """Fields that change what an adapter computes into something neither a GGUF adapter nor a merged weight holds."""
 
+_BESIDE_WEIGHTS = {
+    "HOULSBY": "it puts layers of its own between the model's",
+    "PFEIFFER": "it puts layers of its own between the model's",
+    "PROMPT_TUNING": "it puts trained vectors in front of the text",
+    "P_TUNING": "it puts trained vectors in front of the text",
+    "PREFIX_TUNING": "it puts trained keys and values in front of the text's",
+}
+"""Kinds of adapter that are no change of the model's weights."""
+
 _KNOWN_SWITCHES = frozenset(
     ("use_rslora", "use_dora", "velora_config", "eva_config", "corda_config", "loftq_config", "lora_ga_config")
 ) | frozenset(_VARIANTS)
@@ -151,7 +160,14 @@ def read_adapter_config(adapter_dir: Path) -> AdapterConfig:
 
 def _check_kind(config: AdapterConfig) -> None:
     values = config.values
-    if (kind := values.get("peft_type")) != "LORA":
+    kind = values.get("peft_type")
+    if reason := _BESIDE_WEIGHTS.get(str(kind)):
+        raise UnsupportedAdapter(
+            f"The adapter's peft_type is {kind!r}: {reason}. Neither a GGUF adapter nor a merged weight holds that.",
+            hint="Run it in torch, on the model's directory, with the tool that made it; edgetune generate has "
+            "--engine torch for HOULSBY and PFEIFFER. To get a GGUF file, train a LoRA.",
+        )
+    if kind != "LORA":
         raise UnsupportedAdapter(f"The adapter's peft_type is {kind!r}; only LORA is supported.", hint=MERGE_WITH_PEFT)
     if (task := values.get("task_type")) not in _TASKS:
         raise UnsupportedAdapter(

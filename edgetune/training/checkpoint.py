@@ -18,7 +18,7 @@ from typing import Any
 
 from edgetune.errors import CorruptFileError
 from edgetune.paths import whole_dir
-from edgetune.training.methods import Method
+from edgetune.training.methods.base import Method
 from edgetune.training.model import ADAPTER_WEIGHTS, write_tensors
 
 KEPT = 2
@@ -117,17 +117,31 @@ def _trainable(adapted: Any) -> dict[str, Any]:
 
 def _optimizer_tensors(adapted: Any, optimizer: Any) -> dict[str, Any]:
     return {
-        f"{name}:{key}": value
+        f"{name}:{key}": _as_tensor(key, value)
         for name, parameter in _trainable(adapted).items()
         for key, value in optimizer.state[parameter].items()
     }
 
 
+def _as_tensor(key: str, value: Any) -> Any:
+    """8-bit moments come with tables that all parameters share, and with the number of steps as an int."""
+    import torch
+
+    if not torch.is_tensor(value):
+        return torch.tensor(value)
+    return value.clone() if key.startswith("qmap") else value
+
+
 def _restore_optimizer(adapted: Any, optimizer: Any, tensors: Mapping[str, Any]) -> None:
+    import torch
+
     parameters = _trainable(adapted)
     for name, tensor in tensors.items():
         owner, key = name.rsplit(":", 1)
         parameter = parameters[owner]
+        if tensor.dtype == torch.int64 and tensor.ndim == 0:
+            optimizer.state[parameter][key] = int(tensor)
+            continue
         # AdamW keeps its step count on the CPU, unless it is fused.
         stays = key == "step" and not optimizer.defaults.get("fused")
         optimizer.state[parameter][key] = tensor if stays else tensor.to(parameter.device)

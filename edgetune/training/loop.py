@@ -63,6 +63,8 @@ class Loop:
     position: Position = field(default_factory=Position)
     layout: Layout = None  # type: ignore[assignment]
     """How sequences become batches; by default padded."""
+    dtype: torch.dtype | None = None
+    """What is computed in; by default what the frozen weights are in."""
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
@@ -105,7 +107,7 @@ class Loop:
             step, total=self.total, peak=self.settings.lr, warmup=self.warmup, schedule=self.settings.schedule
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("ratio", 1.0)
         chosen = [[self.train[index] for index in batch] for batch in self._step_batches(step)]
         batches, loss = self._backward_in_memory(chosen)
         norm = self._clip()
@@ -155,8 +157,8 @@ class Loop:
         """With a bf16 base, the f32 adapter multiplies in bf16 as well."""
         import torch
 
-        base_dtype = next(parameter.dtype for parameter in self.adapted.parameters() if not parameter.requires_grad)
-        if base_dtype != torch.bfloat16:
+        frozen = (parameter.dtype for parameter in self.adapted.parameters() if not parameter.requires_grad)
+        if (self.dtype or next(frozen, torch.float32)) != torch.bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

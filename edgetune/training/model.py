@@ -83,8 +83,13 @@ def text_config(config: Any) -> Any:
     return config.decoder if config.model_type == "encoder-decoder" else config.get_text_config()
 
 
-def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base model, frozen. Raises `CorruptFileError` when weights are missing or do not fit the config."""
+def load_base(
+    model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, device: torch.device, quantization: Any = None
+) -> Any:
+    """The base model, frozen; `quantization` is transformers' config of it.
+
+    Raises `CorruptFileError` when weights are missing or do not fit the config.
+    """
     import transformers
 
     if model_dir.is_file():
@@ -105,6 +110,7 @@ def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, d
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **({"quantization_config": quantization} if quantization else {}),
             )
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         if "out of memory" in str(error) or "allocate" in str(error):
@@ -128,26 +134,38 @@ def load_base(model_dir: Path, config: Any, *, task: Task, dtype: torch.dtype, d
     return model.to(device)
 
 
-def add_adapter(model: Any, settings: TrainSettings, model_dir: Path, *, task: Task, sink: Sink = ignore) -> Any:
-    """`model` with a fresh LoRA adapter in f32. Raises `UsageError` when the target modules are not in the model."""
+def add_adapter(
+    model: Any,
+    settings: TrainSettings,
+    model_dir: Path,
+    *,
+    task: Task,
+    sink: Sink = ignore,
+    fields: Mapping[str, Any] | None = None,
+) -> Any:
+    """`model` with a fresh LoRA adapter in f32; `fields` are more of PEFT's LoraConfig.
+
+    Raises `UsageError` when the target modules are not in the model.
+    """
     import peft
     import torch
 
     _check_names(model, settings)
     _check_rank(model, settings)
     torch.manual_seed(settings.seed)
-    config = peft.LoraConfig(
-        task_type=task.peft_type,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=_targets(model, settings.target_modules),
-        use_rslora=settings.rslora,
-        rank_pattern=dict(settings.rank_pattern),
-        alpha_pattern=dict(settings.alpha_pattern),
-        exclude_modules=_excluded(model, settings, task) or None,
-        modules_to_save=[*task.head_modules(model), *settings.modules_to_save] or None,
-    )
+    values: dict[str, Any] = {
+        "task_type": task.peft_type,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": _targets(model, settings.target_modules),
+        "use_rslora": settings.rslora,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+        "exclude_modules": _excluded(model, settings, task) or None,
+        "modules_to_save": [*task.head_modules(model), *settings.modules_to_save] or None,
+    }
+    config = peft.LoraConfig(**{**values, **(fields or {})})
     try:
         with warnings.catch_warnings():
             # PEFT's warnings on tied heads and transposed layers; `_tell` says what matters of them.

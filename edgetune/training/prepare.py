@@ -122,7 +122,9 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(len(prepared.train), settings)
-    frozen_bytes = prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else frozen * dtype.itemsize
+    frozen_bytes = (
+        prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
+    )
     needed = _memory_guess(settings, prepared, frozen_bytes=frozen_bytes, trainable=trainable, dtype=dtype)
     free = free_memory_bytes(device)
     if needed > free:

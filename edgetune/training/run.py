@@ -42,11 +42,8 @@ from edgetune.training.curve import loss_svg
 from edgetune.training.device import choose_device, choose_dtype, is_out_of_memory
 from edgetune.training.evaluate import Evaluation
 from edgetune.training.loop import Loop
-from edgetune.training.methods import Method, find_method
-from edgetune.training.model import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-)
+from edgetune.training.methods import find_method
+from edgetune.training.methods.base import Method
 from edgetune.training.prepare import Prepared, plan, prepare
 from edgetune.training.report import write_predictions, write_report
 from edgetune.training.settings import TrainSettings
@@ -199,9 +196,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
             device=device,
             sink=sink,
         )
-        parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        fused = device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+        optimizer = method.make_optimizer(adapted, settings, device)
         position = _restore(run.path, method, adapted, optimizer, sink)
         with _interruptions(sink) as stopped, _MetricsLog(run.path, position.step, sink) as log:
             loop = Loop(
@@ -218,6 +213,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 should_stop=stopped.is_set,
                 position=position,
                 layout=layout,
+                dtype=dtype,
             )
             finished = loop.run()
             if not finished:
@@ -280,9 +276,9 @@ def _finish(
     prepared.task.settle(adapted)
     copy_base_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
     with whole_dir(run.path / ".adapter") as partial:
-        method.save(adapted, partial)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        (run.path / ".adapter" / name).replace(run.path / name)
+        method.publish(adapted, partial, prepared.model_dir)
+    for path in sorted((run.path / ".adapter").iterdir()):
+        path.replace(run.path / path.name)
     (run.path / ".adapter").rmdir()
     _write_curve(run)
     done = replace(run, metrics=_summary(position), finished=True)

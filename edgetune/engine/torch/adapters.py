@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.torch.bottlenecks import KINDS, BottleneckModel, read_bottlenecks
 from edgetune.engine.torch.loading import translated
 from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
 
 AdapterSet = tuple[tuple[Path, float], ...]
 """Adapters that are on: directory and scale of each."""
-READERS: dict[str, Callable[[Any, Path, str], Any]] = {}
+READERS: dict[str, Callable[[Any, Path, str], Any]] = dict.fromkeys(KINDS, read_bottlenecks)
 """`peft_type` → (model, directory, name) → the model with that adapter; for kinds that PEFT does not have."""
 
 
@@ -106,6 +107,8 @@ class PeftAdapters:
 def _read_with_peft(model: Any, path: Path, name: str) -> Any:
     import peft
 
+    if isinstance(model, BottleneckModel):
+        raise UnsupportedError(f"{path} cannot be read beside bottleneck adapters.", hint="Give one of them.")
     device = str(next(model.parameters()).device)
     if isinstance(model, peft.PeftModel):
         model.load_adapter(str(path), adapter_name=name, torch_device=device)

@@ -94,6 +94,8 @@ def quantize_int8(model: Any) -> Any:
     """`model` with the weights of its linear layers in int8, but for adapters and the head."""
     import torch
 
+    if any(hasattr(module, "bottleneck") for module in model.modules()):
+        raise UnsupportedError("Bottleneck adapters do not run in int8.", hint="Use --dtype bf16 or f32.")
     head = model.get_output_embeddings()
     names = [
         name
