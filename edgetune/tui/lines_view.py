@@ -7,7 +7,7 @@ lines are is the subclass's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.segment import Segment
 from rich.style import Style
@@ -15,9 +15,11 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
-from typing_extensions import Self
 
 from edgetune.tui.strips import OwnLines
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MOST_KEPT = 1000
 
