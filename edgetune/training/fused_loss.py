@@ -155,7 +155,11 @@ def _autocast(head: FusedHead) -> Any:
 
 
 def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    """Heads trained in f32 on a bf16 base multiply in bf16, like the rest of it."""
+    """Heads trained in f32 on a bf16 base multiply in bf16, like the rest of it, and so do models trained whole."""
+    import torch
+
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype if hidden.dtype.itemsize < weight.dtype.itemsize else weight.dtype
 
 

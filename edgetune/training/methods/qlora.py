@@ -31,7 +31,7 @@ class Qlora(Lora):
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base with its linear layers in NF4; the head and embeddings stay as they are."""
         _require_bitsandbytes()
-        quantization = quantization_config(dtype)
+        quantization = quantization_config(dtype, skip=_unquantized(config, task))
         model = load_base(model_dir, config, task=task, dtype=dtype, device=device, quantization=quantization)
         for module in model.modules():
             # On the CPU, bitsandbytes would repack the weights at the first evaluation and round their scales: the
@@ -69,16 +69,28 @@ class Qlora(Lora):
         return super().frozen_bytes(adapted, dtype) - int(packed * (dtype.itemsize - _BITS / 8))
 
 
-def quantization_config(dtype: torch.dtype) -> Any:
-    """How transformers is told."""
+def quantization_config(dtype: torch.dtype, *, skip: list[str]) -> Any:
+    """How transformers is told; the modules in `skip` stay as they are."""
     import transformers
 
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skip,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _unquantized(config: Any, task: Task) -> list[str]:
+    """The heads: what the task trains in full, and what makes logits."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
+    head = model.get_output_embeddings()
+    return [*task.head_modules(model), *(name for name, module in model.named_modules() if module is head)]
 
 
 def _require_bitsandbytes() -> None:
