@@ -79,7 +79,8 @@ def _check_tensor(
 ) -> None:
     if len(pair) != 2:
         raise CorruptFileError(f"{adapter.path} lacks one half of the adapter of {name!r}.", hint="Convert it again.")
-    if name in ("token_embd.weight", "output.weight") and "output.weight" not in shapes:
+    has_head = base.metadata.get(f"{base.architecture}.attention.causal") is not False
+    if has_head and name in ("token_embd.weight", "output.weight") and "output.weight" not in shapes:
         raise UnsupportedError(
             f"{adapter.path} adapts {name!r}, which {base.path} uses as embedding and as head at once; "
             "llama.cpp cannot keep the two apart.",

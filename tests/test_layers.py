@@ -51,7 +51,9 @@ def test_help_loads_next_to_nothing() -> None:
     assert loaded_after(["--help"], names=names) == {"code": 0, "loaded": []}
 
 
-@pytest.mark.parametrize("verb", ["chat", "generate", "tokenize", "models", "quantize", "convert", "verify", "train"])
+@pytest.mark.parametrize(
+    "verb", ["chat", "generate", "tokenize", "models", "quantize", "convert", "verify", "train", "embed", "classify"]
+)
 def test_the_help_of_a_verb_is_light(verb: str) -> None:
     assert loaded_after([verb, "--help"]) == {"code": 0, "loaded": []}
 

@@ -116,3 +116,13 @@ def test_an_adapter_with_a_head_passes_and_a_base_without_it_does_not(root: Path
     config = json.loads((weak / "adapter_config.json").read_text())
     edit_json(weak / "adapter_config.json", lora_alpha=config["lora_alpha"] * 3)
     assert not verify(one.base_dir, base, adapter_dir=weak, lora_path=lora).passed
+
+
+def test_an_adapter_of_the_embedding_reaches_both_texts_of_a_pair(root: Path) -> None:
+    one = train(root / "embedding", "bert", "Model", {"target_modules": ["query", "word_embeddings"]})
+    base, lora = root / "embedding-base.gguf", root / "embedding-lora.gguf"
+    export_base(one.base_dir, base, outtype="f16")
+    export_adapter(one.adapter_dir, lora, base_dir=one.base_dir)
+    report = verify(one.base_dir, base, adapter_dir=one.adapter_dir, lora_path=lora)
+    assert report.passed
+    assert report.vectors is not None
