@@ -244,6 +244,11 @@ def _base_metadata(model_dir: Path, merge: Path | None, sink: Sink) -> dict[str,
     }
 
 
+def require_trained_on(run: Run, base_dir: Path, *, sink: Sink = ignore) -> None:
+    """Raise `MismatchError` unless `base_dir` is what `run` was trained on."""
+    _check_trained_on(run, base_dir, fingerprint_checkpoint(base_dir, sink=sink), sink)
+
+
 def _trained_head(run: Run | None) -> converters.TrainedHead | None:
     """What the run's record says of the head that was trained; None where there is no record."""
     if run is None or run.task not in ("classification", "regression", "embedding"):

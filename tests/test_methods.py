@@ -334,6 +334,23 @@ def test_qlora_holds_the_base_in_4_bits(settings: TrainSettings, decoder: Path) 
     assert type(kind.make_optimizer(adapted, settings, torch.device("cpu"))).__name__ == "AdamW8bit"
 
 
+@pytest.mark.parametrize(("method", "share"), [("lora", 1.0), ("qlora", 0.5), ("full", 0.0)])
+def test_the_plan_knows_what_a_methods_weights_take(method: str, share: float, settings: TrainSettings) -> None:
+    from edgetune.training.forecast import forecast
+
+    def weights(name: str) -> int:
+        return forecast(told(settings, name)).cases[0].memory.weights
+
+    assert weights(method) <= share * weights("lora")
+
+
+def test_a_trained_prompt_is_not_forecast(settings: TrainSettings) -> None:
+    from edgetune.training.forecast import forecast
+
+    with pytest.raises(UnsupportedError, match="not forecast"):
+        forecast(told(settings, "prompt"))
+
+
 def test_another_package_adds_a_method(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from edgetune.export import (
     export_adapter,
     export_base,
     find_base_dir,
+    load_run,
     model_name,
+    require_trained_on,
     resolve_outtype,
 )
 from edgetune.fingerprint import fingerprint_checkpoint
@@ -74,6 +77,9 @@ class _Job:
 )
 @click.option("-q", "--quantize", "quant", metavar="TYPE", help="Quantize the model as well, e.g. Q4_K_M.")
 @click.option("--merge", metavar="ADAPTER", help="Merge this adapter (a directory or a run) into the model.")
+@click.option(
+    "--dequantized", is_flag=True, help="Merge a QLoRA run into the weights it was trained beside: 4 bits and back."
+)
 @click.option("--base", metavar="MODEL", help="The base model an adapter was trained on. [default: as it recorded]")
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="Rows to compare on. [default: built-in text]"
@@ -87,6 +93,7 @@ def command(
     outtype: str,
     quant: str | None,
     merge: str | None,
+    dequantized: bool,
     base: str | None,
     data: Path | None,
     no_verify: bool,
@@ -103,9 +110,19 @@ def command(
     edgetune convert runs/mine                                  an adapter, for the model it was trained on
     edgetune convert path/to/model --merge runs/mine            both in one file
     """
-    job = _plan(source, output, outtype=outtype, quant=quant, merge=merge, base=base)
     started = time.monotonic()
+    with ExitStack() as stack:
+        if dequantized:
+            given = (source, output)
+            planned = _plan_dequantized(given, outtype=outtype, quant=quant, merge=merge, base=base, stack=stack)
+        else:
+            planned = _plan(source, output, outtype=outtype, quant=quant, merge=merge, base=base)
+        _convert(planned, started, data=data, no_verify=no_verify, threads=threads, as_json=as_json)
+
+
+def _convert(job: _Job, started: float, *, data: Path | None, no_verify: bool, threads: int, as_json: bool) -> None:
     with show_progress() as sink, _unproven(job.out_path) as unproven:
+        _tell_of_four_bits(job, sink)
         gguf = _export(job, unproven, threads=threads, sink=sink)
         seconds = round(time.monotonic() - started, 2)
         report = None if no_verify else _verify(job, gguf, data=data, sink=sink)
@@ -189,6 +206,45 @@ def _adapter_dir(name: str) -> Path:
     if classify(path) != "run":
         raise UsageError(f"{path} is not an adapter directory.", hint="--merge takes a run or another PEFT directory.")
     return path
+
+
+def _plan_dequantized(
+    given: tuple[str | None, Path | None],
+    *,
+    outtype: str,
+    quant: str | None,
+    merge: str | None,
+    base: str | None,
+    stack: ExitStack,
+) -> _Job:
+    """A checkpoint of the run in SOURCE merged into its 4-bit base; it lies beside the output until `stack` ends."""
+    source, output = given
+    path = find_model(source) if source else _newest_run()
+    run = load_run(path) if classify(path) == "run" else None
+    if run is None or merge:
+        raise UsageError("--dequantized is for a QLoRA run.", hint="edgetune convert RUN --dequantized")
+    base_dir = find_model(base) if base else find_base_dir(path)
+    name = f"{model_name(base_dir)}-{path.resolve().name}"
+    type_name = find_quant_type(quant).name if quant else "F16" if outtype == "auto" else outtype.upper()
+    out_path = _output(output, Path.cwd() / f"{name}-{type_name}.gguf")
+    place = hidden_path(out_path, "dequantized")
+    stack.callback(shutil.rmtree, place, ignore_errors=True)
+    require_trained_on(run, base_dir)
+    from edgetune.training.dequantize import write_dequantized
+
+    say("Merging into the dequantized base…")
+    write_dequantized(run, base_dir, place / name)
+    return _Job(place / name, place / name, out_path, outtype, quant)
+
+
+def _tell_of_four_bits(job: _Job, sink: Sink) -> None:
+    run = load_run(job.adapter_dir) if job.adapter_dir else None
+    if run is not None and run.method == "qlora":
+        text = (
+            f"{run.path} was trained beside weights of 4 bits and meets the original ones here, so it answers a little "
+            f"differently. To merge it into what it was trained beside: edgetune convert {run.path} --dequantized"
+        )
+        sink(Notice(text, "warning"))
 
 
 def _output(output: Path | None, default: Path) -> Path:

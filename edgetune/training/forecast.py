@@ -19,6 +19,7 @@ from edgetune.events import Progress, Sink, ignore
 from edgetune.training.bases import find_base, is_gguf, read_config
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, is_out_of_memory
 from edgetune.training.fused_lora import fuse_lora
+from edgetune.training.loss import prompt_length
 from edgetune.training.memory import Memory, estimate
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
@@ -82,10 +83,17 @@ def forecast(settings: TrainSettings) -> Forecast:
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     config, adapted = _without_weights(settings, model_dir, dtype)
+    if prompt_length(adapted):
+        raise UnsupportedError(
+            f"The memory of --method {settings.method} is not forecast.",
+            hint="edgetune train … --dry-run makes a guess.",
+        )
     context = context_length(config) or LENGTHS[-1]
     lengths = sorted({*(length for length in LENGTHS if length <= context), settings.max_length or min(2048, context)})
     free = free_memory_bytes(device)
-    frozen_bytes = model_dir.stat().st_size if is_gguf(model_dir) else None
+    frozen_bytes = find_method(settings.method).frozen_bytes(adapted, dtype)
+    if is_gguf(model_dir):
+        frozen_bytes = model_dir.stat().st_size
     cases = []
     for length in lengths:
         for checkpointing in (False, True):

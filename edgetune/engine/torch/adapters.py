@@ -72,7 +72,7 @@ class PeftAdapters:
         kind, name = str(config.get("peft_type")), f"adapter{len(self._names)}"
         with translated(f"The adapter {path} does not fit the model"), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            self.model = READERS.get(kind, _read_with_peft)(self.model, path, name)
+            self.model = READERS.get(kind, read_with_peft)(self.model, path, name)
         lost = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), "")
         if lost:
             raise MismatchError(f"{path} lacks weights for modules of this model.", hint="Is it of another base?")
@@ -104,7 +104,8 @@ class PeftAdapters:
                 raise UnsupportedError(f"{path} cannot be on together with another adapter.", hint="Give one of them.")
 
 
-def _read_with_peft(model: Any, path: Path, name: str) -> Any:
+def read_with_peft(model: Any, path: Path, name: str) -> Any:
+    """`model` with PEFT's adapter in `path` on it, called `name`."""
     import peft
 
     if isinstance(model, BottleneckModel):

@@ -17,6 +17,7 @@ import numpy as np
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.engine.encoder import Encoder, Profile
 from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
+from edgetune.engine.torch.adapters import READERS, read_with_peft
 from edgetune.engine.torch.sentence_modules import SentenceModules, read_modules
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_safetensors_header
@@ -203,7 +204,7 @@ def _adapter_outputs(adapter_dir: Path) -> int:
     tensors = read_safetensors_header(path)[0] if path.is_file() else {}
     for head in _HEADS:
         for name, entry in tensors.items():
-            if name.endswith((f".{head}.weight", f".{head}.modules_to_save.weight")):
+            if f".{name}".endswith((f".{head}.weight", f".{head}.modules_to_save.weight")):
                 return int(entry["shape"][0])
     return 0
 
@@ -228,9 +229,8 @@ def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype
             else:
                 model = transformers.AutoModel.from_pretrained(model_dir, **options)
             if adapter_dir is not None:
-                import peft
-
-                model = peft.PeftModel.from_pretrained(model, adapter_dir, torch_device=device)
+                kind = str(_adapter_config(adapter_dir).get("peft_type"))
+                model = READERS.get(kind, read_with_peft)(model, adapter_dir, "default")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise _unloadable(model_dir, adapter_dir, error) from error
     return model.eval().to(device)

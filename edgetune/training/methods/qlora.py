@@ -1,11 +1,12 @@
 """QLoRA (arXiv:2305.14314): LoRA on a base held in 4 bits (NF4, the scales quantized again) by bitsandbytes.
 
 The optimizer keeps its moments in 8 bits, in paged memory on a GPU. The adapter is saved as any LoRA; it was trained
-beside the dequantized weights, not the original ones, which is why `write_dequantized` can write those out.
+beside the dequantized weights, not the original ones: `training.dequantize` merges it into those.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ class Qlora(Lora):
 
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base with its linear layers in NF4; the head and embeddings stay as they are."""
-        _require_bitsandbytes()
+        require_bitsandbytes()
         quantization = quantization_config(dtype, skip=_unquantized(config, task))
         model = load_base(model_dir, config, task=task, dtype=dtype, device=device, quantization=quantization)
         for module in model.modules():
@@ -42,7 +43,7 @@ class Qlora(Lora):
 
     def attach(self, model: Any, settings: TrainSettings, model_dir: Path, task: Task, *, sink: Sink) -> Any:
         """A fresh adapter."""
-        _require_bitsandbytes()
+        require_bitsandbytes()
         if model_dir.is_file():
             raise UnsupportedError(
                 f"{model_dir} is quantized already, and is trained on as it is.", hint="Use --method lora."
@@ -93,7 +94,10 @@ def _unquantized(config: Any, task: Task) -> list[str]:
     return [*task.head_modules(model), *(name for name, module in model.named_modules() if module is head)]
 
 
-def _require_bitsandbytes() -> None:
+def require_bitsandbytes() -> None:
+    """Raise `UnsupportedError` unless bitsandbytes can be imported."""
+    # What it would rather have from the network to evaluate with is not needed, and not news for anybody.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
