@@ -20,7 +20,7 @@ from edgetune.export import export_adapter, export_base
 from edgetune.training import TrainSettings, resume, train
 from edgetune.training.methods import METHODS, find_method
 from tests.adapters import IDS, gguf_logits, peft_logits
-from tests.checkpoints import edit_json, write_checkpoint
+from tests.checkpoints import DECODERS, edit_json, write_checkpoint
 from tests.task_models import write_model, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -94,7 +94,7 @@ def trained_logits(method: str, settings: TrainSettings, monkeypatch: pytest.Mon
     def looked_at(self: Any, adapted: Any, directory: Path, model_dir: Path) -> None:
         adapted.eval()
         with torch.no_grad():
-            seen["logits"] = adapted(input_ids=torch.tensor([IDS])).logits[0].float()
+            seen["logits"] = adapted(**_inputs(adapted)).logits[0].float()
         publish(self, adapted, directory, model_dir)
 
     monkeypatch.setattr(kind, "publish", looked_at)
@@ -117,7 +117,7 @@ def test_a_method_learns_and_resumes_to_the_same_bytes(method: str, settings: Tr
 def test_a_method_classifies_with_an_encoder(
     method: str, settings: TrainSettings, encoder: Path, labelled: Path
 ) -> None:
-    lr = {"olora": 2e-3}.get(method, 5e-3)
+    lr = {"olora": 4e-3}.get(method, 5e-3)
     given = replace(settings, method=method, lr=lr, model=str(encoder), data=(str(labelled),), steps=20)
     run = train(given)
     assert run.metrics["valid_loss"] < 0.9 * run.metrics["valid_before_loss"]
@@ -280,6 +280,52 @@ def test_the_torch_engine_runs_bottlenecks(
     assert not (tmp_path / "adapter.gguf").exists()
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_familys_sub_layers_are_found(family: str) -> None:
+    import torch
+    import transformers
+
+    from edgetune.engine.torch.bottlenecks import find_places
+
+    name, sizes = DECODERS[family]
+    with torch.device("meta"):
+        config = getattr(transformers, name)(vocab_size=500, **sizes)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    attention, both = find_places(model, ["attention"]), find_places(model, ["attention", "feed_forward"])
+    assert len(attention) == 2
+    assert len(both) == 4
+
+
+def test_a_model_of_unknown_sub_layers_is_refused() -> None:
+    import torch
+
+    from edgetune.engine.torch.bottlenecks import find_places
+
+    with pytest.raises(UnsupportedError, match="is not known"):
+        find_places(torch.nn.Sequential(torch.nn.Linear(2, 2)), ["attention"])
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_has_bottlenecks_in_both_halves(
+    family: str, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune.engine.torch.engine import TorchEngine
+
+    base = write_model(tmp_path / family, family)
+    rows = [{"source": "the red house", "target": "haus"}, {"source": "the dog", "target": "hund"}]
+    data = write_rows(tmp_path / "rows", {"train": rows, "valid": rows})
+    given = replace(settings, method="houlsby", model=str(base), data=(str(data),), lr=1e-2, steps=60, task="seq2seq")
+    run, logits = trained_logits("houlsby", given, monkeypatch)
+    assert run.metrics["valid_loss"] < 0.9 * run.metrics["valid_before_loss"]
+    names = _names(run.path)
+    assert any("decoder" in name and ".bottleneck." in name for name in names)
+    assert any("encoder." in name and ".bottleneck." in name for name in names)
+    with TorchEngine.open(base, dtype="f32", device="cpu", lora=[LoraSpec(run.path, 1.0)]) as engine:
+        assert abs(_engine_logits(engine) - logits).max() < 2e-4
+        engine.set_adapters([])
+        assert abs(_engine_logits(engine) - logits).max() > 0.1
+
+
 def test_a_damaged_bottleneck_adapter_is_refused(settings: TrainSettings, decoder: Path, tmp_path: Path) -> None:
     from edgetune.engine.torch.engine import TorchEngine
 
@@ -297,11 +343,15 @@ def test_a_damaged_bottleneck_adapter_is_refused(settings: TrainSettings, decode
 def test_a_trained_prompt_is_what_peft_runs(
     settings: TrainSettings, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgetune.engine.torch.engine import TorchEngine
+
     run, logits = trained_logits("prompt", told(settings, "prompt"), monkeypatch)
     assert len(logits) == len(IDS) + 4
     assert abs(logits - peft_logits(decoder, run.path)).max() < 2e-4
     with pytest.raises(UnsupportedError, match="in front of the text"):
         export_adapter(run.path, tmp_path / "adapter.gguf")
+    with pytest.raises(UnsupportedError, match="which this engine does not"):
+        TorchEngine.open(decoder, dtype="f32", device="cpu", lora=[LoraSpec(run.path, 1.0)])
 
 
 def test_what_a_method_is_not_for_is_refused_before_anything_is_written(
@@ -374,6 +424,15 @@ def test_another_package_adds_a_method(
     assert run.metrics["valid_loss"] < run.metrics["valid_before_loss"]
 
 
+def _inputs(model: Any) -> dict[str, Any]:
+    import torch
+
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": torch.tensor([IDS])}
+    ids = torch.tensor([[number % 60 for number in IDS]])
+    return {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+
+
 def _config(path: Path) -> Any:
     import transformers
 
@@ -391,4 +450,4 @@ def _engine_logits(engine: Any) -> Any:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return engine.model(input_ids=torch.tensor([IDS])).logits[0].float().numpy()
+        return engine.model(**_inputs(engine.model)).logits[0].float().numpy()

@@ -36,7 +36,7 @@ def test_generate_runs_a_houlsby_run_in_torch(
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
 def test_bottlenecks_classify_in_torch_as_they_were_trained(
-    method: str, settings: TrainSettings, encoder: Path, labelled: Path
+    method: str, settings: TrainSettings, encoder: Path, labelled: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from edgetune.engine.torch.encoder import open_torch_encoder
 
@@ -44,6 +44,9 @@ def test_bottlenecks_classify_in_torch_as_they_were_trained(
     with open_torch_encoder(encoder, adapter_dir=run.path, dtype="f32") as found:
         scores = found.classify(["the red cat", "the blue dog"])
     assert [one.labels for one in scores] == [("red",), ("blue",)]
+    command = ["classify", str(encoder), "the red cat", "--engine", "torch", "--lora", str(run.path), "--json"]
+    assert edgetune(command) == ExitCode.OK
+    assert json.loads(capfd.readouterr().out)["label"] == "red"
 
 
 def test_convert_says_that_qlora_met_other_weights_and_merges_into_its_own(

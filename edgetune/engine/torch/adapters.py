@@ -22,6 +22,8 @@ AdapterSet = tuple[tuple[Path, float], ...]
 READERS: dict[str, Callable[[Any, Path, str], Any]] = dict.fromkeys(KINDS, read_bottlenecks)
 """`peft_type` → (model, directory, name) → the model with that adapter; for kinds that PEFT does not have."""
 
+_IN_FRONT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+
 
 class PeftAdapters:
     """The adapters of one model."""
@@ -70,6 +72,12 @@ class PeftAdapters:
     def _read(self, path: Path) -> None:
         config = _read_config(path)
         kind, name = str(config.get("peft_type")), f"adapter{len(self._names)}"
+        if kind in _IN_FRONT:
+            # PEFT puts them in front of every piece of a text that is handed over token by token.
+            raise UnsupportedError(
+                f"{path} puts trained vectors in front of the text, which this engine does not.",
+                hint="Run it with PEFT itself: its generate() does.",
+            )
         with translated(f"The adapter {path} does not fit the model"), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             self.model = READERS.get(kind, read_with_peft)(self.model, path, name)

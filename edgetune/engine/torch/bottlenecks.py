@@ -23,12 +23,12 @@ KINDS = ("HOULSBY", "PFEIFFER")
 """`peft_type` of these adapters."""
 
 _ATTENTION = (
-    r"(self_attn|encoder_attn|attn|attention|self_attention|SelfAttention|EncDecAttention|attention\.self|"
+    r"(layer\.\d\.)?(self_attn|encoder_attn|attn|attention|self_attention|SelfAttention|EncDecAttention|attention\.self|"
     r"attention\.output|crossattention\.output)\.(o_proj|out_proj|c_proj|dense|Wo|out_lin|o)"
 )
 _FEED_FORWARD = (
-    r"((mlp|feed_forward)\.(down_proj|c_proj|fc2|Wo|dense_4h_to_h)|ffn\.lin2|layer\.1\.DenseReluDense\.wo|"
-    r"layer\.2\.DenseReluDense\.wo|output\.dense|fc2)"
+    r"((mlp|feed_forward)\.(down_proj|c_proj|fc2|Wo|dense_4h_to_h)|ffn\.lin2|layer\.\d\.DenseReluDense\.wo|"
+    r"output\.dense|fc2)"
 )
 _MIXTURE = r"(mlp|block_sparse_moe|feed_forward)"
 """A feed-forward of experts is adapted as a whole."""

@@ -6,7 +6,6 @@ beside the dequantized weights, not the original ones: `training.dequantize` mer
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +95,6 @@ def _unquantized(config: Any, task: Task) -> list[str]:
 
 def require_bitsandbytes() -> None:
     """Raise `UnsupportedError` unless bitsandbytes can be imported."""
-    # What it would rather have from the network to evaluate with is not needed, and not news for anybody.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
