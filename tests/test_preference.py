@@ -305,3 +305,12 @@ def test_odds_stay_numbers_where_the_model_is_certain() -> None:
     loss.sum().backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(loss).all()
     assert torch.isfinite(chosen.grad).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_a_gguf_base_is_its_own_reference(told: Any, task: str) -> None:
+    from tests.ggufs import base_gguf
+
+    run = train(told(task, model=str(base_gguf())))
+    assert run.metrics["valid_before"]["reward_margin"] == 0.0
+    assert run.metrics["valid"]["reward_margin"] > 0.0

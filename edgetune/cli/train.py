@@ -81,7 +81,8 @@ def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: boo
 
     The format of the data is detected: chat messages, ShareGPT, Alpaca, prompt/completion, question/answer or plain
     text, in JSONL, JSON, CSV, Parquet or .txt files. Only what the assistant says is learned. Other tasks read
-    text, label; text_a, text_b, label; text, score; source, target; anchor, positive, negative, and their usual names.
+    text, label; text_a, text_b, label; text, score; source, target; anchor, positive, negative; prompt, chosen,
+    rejected; prompt, completion, label; and their usual names.
 
     \b
     edgetune train -m pocket -d tickets/            train/valid/test files in a directory
