@@ -18,9 +18,10 @@ from edgetune.data.columns import Columns
 from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format, present_columns
 from edgetune.data.masking import Masker, Tokenized
 from edgetune.data.messages import RowError
+from edgetune.data.overlap import Rows, hold_out, tell_overlap
 from edgetune.data.sources import BadRow, find_splits, iter_rows, sha256_files
 from edgetune.data.tokenizer import TextTokenizer
-from edgetune.errors import DataError
+from edgetune.errors import DataError, EdgetuneError
 from edgetune.events import Notice, Progress, Sink, ignore
 
 _ROWS_NAMED = 3
@@ -119,12 +120,16 @@ def read_dataset(
     task: Literal["auto", "chat", "completion"] = "auto",
     skip_bad_rows: bool = False,
     splits: Iterable[str] = ("train", "valid"),
+    valid_share: float = 0.0,
     sink: Sink = ignore,
 ) -> Dataset:
-    """Read and check every row of `splits`. Raises `UsageError` or `DataError`, naming file and line."""
+    """Read and check every row of `splits`. Raises `UsageError` or `DataError`, naming file and line.
+
+    `valid_share` of the training rows are held out where there are no validation rows but "valid" is among `splits`.
+    """
     skipped = Skipped(skip_bad_rows)
     reader = _TextReader(has_template, task, skipped)
-    return _read(reader, data_paths, splits=splits, sink=sink)
+    return _read(reader, data_paths, splits=splits, valid_share=valid_share, sink=sink)
 
 
 def read_columns(
@@ -134,10 +139,12 @@ def read_columns(
     task: str,
     skip_bad_rows: bool = False,
     splits: Iterable[str] = ("train", "valid"),
+    valid_share: float = 0.0,
     sink: Sink = ignore,
 ) -> Dataset:
     """Like `read_dataset`, for a task whose rows are in one of `formats`."""
-    return _read(_ColumnReader(formats, task, Skipped(skip_bad_rows)), data_paths, splits=splits, sink=sink)
+    reader = _ColumnReader(formats, task, Skipped(skip_bad_rows))
+    return _read(reader, data_paths, splits=splits, valid_share=valid_share, sink=sink)
 
 
 def first_row(data_paths: Sequence[Path]) -> Mapping[str, Any] | None:
@@ -149,10 +156,13 @@ def first_row(data_paths: Sequence[Path]) -> Mapping[str, Any] | None:
     return None
 
 
-def _read(reader: _Reader, data_paths: Sequence[Path], *, splits: Iterable[str], sink: Sink) -> Dataset:
-    files = {split: paths for split, paths in find_splits(data_paths).items() if split in set(splits)}
+def _read(
+    reader: _Reader, data_paths: Sequence[Path], *, splits: Iterable[str], valid_share: float, sink: Sink
+) -> Dataset:
+    wanted, found_files = set(splits), find_splits(data_paths)
+    files = {split: paths for split, paths in found_files.items() if split in wanted}
     skipped = reader.skipped
-    examples = {
+    examples: Mapping[str, Rows] = {
         split: [found for path in paths for found in reader.read(path)] for split, paths in files.items() if paths
     }
     for split, found in examples.items():
@@ -165,6 +175,10 @@ def _read(reader: _Reader, data_paths: Sequence[Path], *, splits: Iterable[str],
     if skipped.problems:
         sink(Notice(f"{len(skipped.problems)} bad rows skipped. {_problems(skipped)}", "warning"))
     assert reader.task is not None
+    others = {split: reader.read_kindly(paths) for split, paths in found_files.items() if paths and split not in files}
+    tell_overlap({**examples, **others}, sink)
+    if "valid" in wanted and not files["valid"]:
+        examples = _hold_out(examples, valid_share, sink)
     return Dataset(
         examples=examples,
         files=files,
@@ -173,6 +187,14 @@ def _read(reader: _Reader, data_paths: Sequence[Path], *, splits: Iterable[str],
         sha256=sha256_files([path for paths in files.values() for path in paths]),
         skipped=skipped,
     )
+
+
+def _hold_out(examples: dict[str, list[tuple[str, Any]]], share: float, sink: Sink) -> dict[str, list[tuple[str, Any]]]:
+    train, valid = hold_out(examples["train"], share)
+    if not valid:
+        return examples
+    sink(Notice(f"valid: {len(valid):,} of the training rows are held out; --valid-share 0 trains on them too."))
+    return {**examples, "train": train, "valid": valid}
 
 
 def tokenize(
@@ -267,6 +289,17 @@ class _Reader:
                 yield row.place, self.convert(known, row.values)
             except RowError as error:
                 self.skipped.add(row.place, str(error))
+
+    def read_kindly(self, paths: Iterable[Path]) -> list[tuple[str, Any]]:
+        """What is usable of `paths`, which are not what was asked for: what is wrong with them is passed over."""
+        before = self.skipped, self.formats, self.task
+        self.skipped, self.formats = Skipped(allowed=True), {}
+        try:
+            return [found for path in paths for found in self.read(path)]
+        except EdgetuneError:
+            return []
+        finally:
+            self.skipped, self.formats, self.task = before
 
     def detect(self, values: Mapping[str, Any]) -> Any:
         """The format of a row; None when it is in none."""

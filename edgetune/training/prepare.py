@@ -187,7 +187,8 @@ def _check_metric(settings: TrainSettings, task: Task, *, has_valid: bool) -> No
     if (settings.metric or settings.early_stopping) and not has_valid:
         raise UsageError(
             "There are no validation rows to choose the best adapter by.",
-            hint="Put a file valid.jsonl beside the training data, or leave out --metric and --early-stopping.",
+            hint="Put a file valid.jsonl beside the training data (fewer than 40 rows are not split by themselves), "
+            "or leave out --metric and --early-stopping.",
         )
 
 

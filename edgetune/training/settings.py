@@ -91,6 +91,8 @@ class TrainSettings:
     """Type of the frozen base weights; auto: bf16 where the chip computes in it, else f32. Adapters are always f32."""
     eval: bool = True
     """Measure the validation rows before, on schedule, and at the end."""
+    valid_share: float = 0.05
+    """Share of 40 and more training rows that is held out for validation where no rows are given for it; 0: none."""
     eval_every: int = 0
     """Steps between measurements; 0: once an epoch."""
     eval_texts: int = -1
@@ -166,6 +168,7 @@ class TrainSettings:
         self._demand(0 <= self.label_smoothing < 0.5, "label_smoothing", "at least 0 and less than 0.5")
         self._demand(self.eval_texts >= -1, "eval_texts", "-1 or more")
         self._demand(self.eval or not (self.metric or self.early_stopping), "eval", "on, for --metric")
+        self._demand(0 <= self.valid_share <= 0.5, "valid_share", "between 0 and 0.5")
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
         self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")
@@ -185,6 +188,8 @@ class TrainSettings:
     def from_record(cls, values: Mapping[str, Any]) -> TrainSettings:
         """From `record()`'s values; names that are not settings are ignored."""
         known = {item.name for item in fields(cls)}
+        # A record that does not know of held-out rows is of a run that held none out.
+        values = {"valid_share": 0.0, **values}
         return cls(**{name: _typed(name, value) for name, value in values.items() if name in known})
 
     def absolute(self) -> TrainSettings:

@@ -48,6 +48,7 @@ class CausalTask:
             task=cast(Literal["auto", "chat", "completion"], self.name),
             skip_bad_rows=settings.skip_bad_rows,
             splits=("train", "valid") if settings.eval else ("train",),
+            valid_share=settings.valid_share,
             sink=sink,
         )
         self.name = dataset.task

@@ -144,6 +144,7 @@ class PreferenceTask(CausalTask):
             task=self.name,
             skip_bad_rows=settings.skip_bad_rows,
             splits=("train", "valid") if settings.eval else ("train",),
+            valid_share=settings.valid_share,
             sink=sink,
         )
         if settings.lr > 1e-4:

@@ -94,6 +94,7 @@ class RowTask:
             task=self.name,
             skip_bad_rows=settings.skip_bad_rows,
             splits=("train", "valid") if settings.eval else ("train",),
+            valid_share=settings.valid_share,
             sink=sink,
         )
         return self.check_rows(dataset, sink)
