@@ -189,7 +189,7 @@ def _read(
     )
 
 
-def _hold_out(examples: dict[str, list[tuple[str, Any]]], share: float, sink: Sink) -> dict[str, list[tuple[str, Any]]]:
+def _hold_out(examples: Mapping[str, Rows], share: float, sink: Sink) -> Mapping[str, Rows]:
     train, valid = hold_out(examples["train"], share)
     if not valid:
         return examples
