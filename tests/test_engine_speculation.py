@@ -91,7 +91,8 @@ def test_a_draft_model_changes_nothing_but_the_number_of_evaluations(plain: Llam
         assert engine._draft is not None
         engine._draft._engine.costs.record(1, 1.0)
         engine.costs.record(1, 100.0)
-        engine.costs.record(8, 100.0)
+        for tokens in range(2, 17):
+            engine.costs.record(tokens, 100.0)
         engine.costs.record = lambda tokens, seconds: None  # type: ignore[method-assign]
         found = reply(engine, ids, count=40)
         assert found.ids == reply(plain, ids, count=40).ids
@@ -142,3 +143,49 @@ def test_the_number_of_guesses_follows_cost_and_record() -> None:
         length.record(8, 5, 5)
     assert length.choose(8, 15) == 15
     assert length.choose(8, 4) == 4
+
+
+def paying(costs: StepCosts) -> int:
+    class Sure:
+        cost = 0.0
+
+    length = DraftLength(costs, Sure())  # type: ignore[arg-type]
+    for _ in range(20):
+        length.record(8, 5, 5)
+    return length.choose(8, 15)
+
+
+def test_steps_that_something_else_delayed_do_not_end_guessing() -> None:
+    costs = StepCosts()
+    costs.record(12, 2.0)  # the end of the first prompt: nothing is in memory yet
+    for _ in range(20):
+        costs.record(1, 0.016)
+    assert paying(costs) == 15
+    for seconds in (0.080, 0.400, 0.081, 0.900, 0.079):
+        costs.record(16, seconds)
+    assert costs.ratio(16) == pytest.approx(0.081 / 0.016)
+    assert paying(costs) == 15
+
+
+def test_costs_of_a_busy_machine_are_forgotten() -> None:
+    costs = StepCosts()
+    for tokens in range(2, 17):
+        for _ in range(3):
+            costs.record(tokens, 2.0)
+    for _ in range(250):
+        costs.record(1, 0.016)
+    assert paying(costs) == 0
+    for _ in range(10):
+        costs.record(1, 0.016)
+    assert paying(costs) == 15
+
+
+def test_guessing_ends_once_it_has_become_dear() -> None:
+    costs = StepCosts()
+    for _ in range(9):
+        costs.record(1, 1.0)
+        costs.record(16, 2.0)
+    assert paying(costs) == 15
+    for _ in range(6):
+        costs.record(16, 30.0)
+    assert costs.ratio(16) == 30

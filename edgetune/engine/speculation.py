@@ -16,8 +16,11 @@ Prompt lookup (Saxena 2023): what followed the last few tokens when they came be
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from statistics import median, median_low
 from typing import Protocol
 
 from edgetune.engine.protocol import Drafted
@@ -28,22 +31,40 @@ _SHORTEST_MATCH = 3
 _LONGEST_MATCH = 32
 _FIRST_GUESS = {1: 1.0, 2: 2.4, 3: 3.1, 4: 3.3, 8: 4.2, 16: 5.0}
 """Tokens in a step → its cost in steps of one token, before anything was measured: a 0.5 B Q4_K_M on two cores."""
-_MEMORY = 0.9
-"""How much of an average stays when a new measurement comes in."""
+_PRIOR_VOTES = 2
+"""How many measured steps the first guess stands against: one step that something else delayed decides nothing."""
+_KEPT = 9
+_ENOUGH = 3
+"""Measured steps of one length that are believed without those of other lengths."""
+_FORGOTTEN_AFTER = 256
+"""Steps of one token in a row after which the costs of longer ones are taken for out of date."""
 
 
 class StepCosts:
-    """Seconds that an evaluation takes, by the number of tokens in it; measured as they happen."""
+    """Seconds that an evaluation takes, by the number of tokens in it; measured as they happen.
+
+    Medians of the latest, since other work on the machine makes single steps many times as long. What was measured
+    while the machine was busy may make guessing look dear, and then nothing would ever measure it again: so it is
+    forgotten.
+    """
 
     def __init__(self) -> None:
+        self._latest: dict[int, deque[float]] = {}
         self._seconds: dict[int, float] = {}
+        self._singles_in_a_row = 0
+        self._scale: float | None = None
 
     def record(self, tokens: int, seconds: float) -> None:
         """An evaluation of `tokens` took `seconds`."""
-        known = self._seconds.get(tokens)
-        # The first evaluations build their graphs; a lower time is the truer one.
-        kept = seconds if known is None or seconds < known else _MEMORY * known + (1 - _MEMORY) * seconds
-        self._seconds[tokens] = kept
+        self._singles_in_a_row = self._singles_in_a_row + 1 if tokens == 1 else 0
+        if self._singles_in_a_row == _FORGOTTEN_AFTER:
+            self._singles_in_a_row = 0
+            self._latest, self._seconds = {1: self._latest[1]}, {1: self._seconds[1]}
+        latest = self._latest.setdefault(tokens, deque(maxlen=_KEPT))
+        latest.append(seconds)
+        # Of two the lower one: the first evaluations build their graphs.
+        self._seconds[tokens] = median_low(latest)
+        self._scale = None
 
     @property
     def single(self) -> float | None:
@@ -53,17 +74,21 @@ class StepCosts:
     def ratio(self, tokens: int) -> float:
         """What a step over `tokens` costs, in steps over one."""
         single = self._seconds.get(1)
-        if single and tokens in self._seconds:
+        if single and len(self._latest.get(tokens, ())) >= _ENOUGH:
             return max(1.0, self._seconds[tokens] / single)
-        return max(1.0, self._scale() * _interpolated(tokens))
+        if self._scale is None:
+            self._scale = self._compare(single) if single else 1.0
+        return max(1.0, self._scale * _interpolated(tokens))
 
-    def _scale(self) -> float:
+    def _compare(self, single: float) -> float:
         """How this machine's steps over several tokens compare with the first guess."""
-        single = self._seconds.get(1)
-        if not single:
-            return 1.0
-        found = [seconds / single / _interpolated(n) for n, seconds in self._seconds.items() if 1 < n <= 16]
-        return sum(found) / len(found) if found else 1.0
+        found = [
+            seconds / single / _interpolated(tokens)
+            for tokens, latest in self._latest.items()
+            if 1 < tokens <= MOST_GUESSED + 1
+            for seconds in latest
+        ]
+        return median([1.0] * _PRIOR_VOTES + found)
 
 
 class Drafter(Protocol):
@@ -176,6 +201,7 @@ def _grade(founded: int) -> int:
     return min(founded, _LONGEST_MATCH).bit_length()
 
 
+@cache
 def _interpolated(tokens: int) -> float:
     points = sorted(_FIRST_GUESS.items())
     for (low, low_cost), (high, high_cost) in pairwise(points):

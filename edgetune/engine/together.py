@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgetune.engine.generation import LlamaGeneration
     from edgetune.engine.llama import LlamaEngine
 
-_TRIALS = 2
+_TRIALS = 3
 """How often a batch is tried on a GPU before its cost is believed; the first one sets up its graph."""
 _TURN_SECONDS, _LONGEST_TURN = 0.12, 16
 """How long a reply advances before one under other adapters does, and in tokens: each change costs some milliseconds,
