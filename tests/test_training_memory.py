@@ -18,6 +18,8 @@ from edgetune.training import TrainSettings
 from edgetune.training.forecast import Case, forecast, probe, propose
 from edgetune.training.memory import Memory, kept_bytes
 from tests.checkpoints import edit_json, write_checkpoint
+from tests.task_models import write_model, write_rows
+from tests.test_tasks_training import rows_of
 from tests.test_training_speed import PACKED, adapted_model, speed_up
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -130,6 +132,47 @@ def test_plan_tells_memory_and_a_command(base_dir: Path) -> None:
     assert record["tokens_per_second"] is None
     case = record["cases"][0]
     assert case["memory_bytes"] == sum(case["memory"].values())
+
+
+def planned(model: Path, data: Path, **options: Any) -> int:
+    """What a run on `data` is said to take."""
+    from edgetune.training.prepare import plan, prepare
+
+    settings = TrainSettings(model=str(model), data=(str(data),), dtype="f32", **options)
+    found = plan(settings, prepare(settings)).memory_bytes
+    assert found is not None
+    return found
+
+
+def test_a_dry_run_tells_what_the_plan_of_its_rows_is(base_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "the " * 40, "completion": " fox"}, {"prompt": "the", "completion": " quick" * 20}] * 8
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings: dict[str, Any] = {"rank": 4, "task": "completion"}
+    one = planned(base_dir, data, batch_size=1, **settings)
+    four = planned(base_dir, data, batch_size=4, **settings)
+    assert one < four
+    assert planned(base_dir, data, batch_size=4, grad_checkpointing=True, **settings) < four
+    assert planned(base_dir, data, batch_size=4, max_length=16, **settings) < four
+    # Rows that are packed compute their loss in chunks and have no padding.
+    assert planned(base_dir, data, batch_size=4, packing=False, **settings) > four
+    assert planned(base_dir, data, batch_size=4, method="full", task="completion") > four
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("classification", "bert"), ("classification", "llama"), ("scored", "roberta"), ("embedding", "distilbert"),
+     ("translation", "t5"), ("translation", "bart"), ("translation", "bert2bert")],
+)  # fmt: skip
+def test_every_task_has_a_plan(tmp_path: Path, kind: str, family: str) -> None:
+    data = write_rows(tmp_path / "rows", {"train": rows_of(kind, 16)}) / "train.jsonl"
+    options: dict[str, Any] = {"rank": 4, "packing": False}
+    if kind == "translation":
+        options |= {"task": "seq2seq", "src_lang": "en", "tgt_lang": "de"}
+    else:
+        options["task"] = {"scored": "regression"}.get(kind, kind)
+    model = write_model(tmp_path / "model", family)
+    assert planned(model, data, batch_size=4, **options) > planned(model, data, batch_size=2, **options)
 
 
 def test_plan_says_when_nothing_fits(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

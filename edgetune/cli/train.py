@@ -193,5 +193,6 @@ def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
     trainable, every = planned.trainable_parameters, planned.all_parameters
     say(f"adapter: {trainable:,} of {every:,} parameters are trained ({trainable / every:.2%})")
     say(f"steps: {planned.steps:,} ({planned.steps_per_epoch:,} an epoch)")
-    memory, free = amount(planned.memory_bytes, "bytes"), amount(planned.free_memory_bytes, "bytes")
-    say(f"on {planned.device} in {planned.dtype}: about {memory} of memory, {free} are free")
+    free, taken = amount(planned.free_memory_bytes, "bytes"), planned.memory_bytes
+    memory = f"about {amount(taken, 'bytes')} of memory" if taken else "memory cannot be foretold for this model"
+    say(f"on {planned.device} in {planned.dtype}: {memory}, {free} are free")

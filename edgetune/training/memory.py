@@ -60,28 +60,32 @@ def estimate(
     fused: bool,
     on_cpu: bool,
     frozen_bytes: int | None = None,
+    written: int = 0,
+    outputs: int | None = None,
 ) -> Memory:
     """Memory of a step whose largest pass has `rows` rows of `length` tokens, `learned` of them with a loss.
 
     `adapted` stands on the meta device. `fused`: whether head and loss are computed in chunks. `frozen_bytes`: of the
-    base where it is not kept as it computes (in quantized blocks).
+    base where it is not kept as it computes (in quantized blocks). `written`: tokens of a row that an
+    encoder-decoder's decoder reads. `outputs`: logits of each thing learned, by default one for each token there is.
     """
     frozen = [parameter for parameter in adapted.parameters() if not parameter.requires_grad]
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    kept, itemsize = kept_bytes(adapted, rows=rows, length=length)
+    kept, itemsize = kept_bytes(adapted, rows=rows, length=length, written=written)
     config = text_config(adapted.config)
+    outputs = config.vocab_size if outputs is None else outputs
     if checkpointing:
         layers = config.num_hidden_layers
         # Each layer's input, and everything of the one layer that is being computed again.
-        kept = rows * length * config.hidden_size * itemsize * layers + kept // layers
+        kept = rows * (length + written) * config.hidden_size * itemsize * layers + kept // layers
     tokens = min(learned, CHUNK) if fused else learned
-    loss = tokens * config.vocab_size * (itemsize + (0 if fused else 8)) + config.vocab_size * 64
+    loss = tokens * outputs * (itemsize + (0 if fused else 8)) + outputs * 64
     weights = frozen_bytes if frozen_bytes is not None else sum(p.numel() * p.itemsize for p in frozen)
     slack = int(_RUNTIME + _KERNELS * (kept + loss)) if on_cpu else int(0.1 * (kept + loss))
     return Memory(weights, trained * _ADAPTER_BYTES, kept, loss, slack)
 
 
-def kept_bytes(adapted: Any, *, rows: int, length: int) -> tuple[int, int]:
+def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0) -> tuple[int, int]:
     """Bytes that autograd keeps of a pass through the model without its head, and the bytes of one of its numbers."""
     import torch
 
@@ -97,11 +101,15 @@ def kept_bytes(adapted: Any, *, rows: int, length: int) -> tuple[int, int]:
         return tensor
 
     ids = torch.zeros(rows, length, dtype=torch.int64, device="meta")
+    decoder = {"decoder_input_ids": ids.new_zeros(rows, written)} if written else {}
     before = base.config._attn_implementation
     _set_traced_attention(base)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            out = base.base_model(input_ids=ids, use_cache=False, **decoder)
+            # T5 and pairs of models have no part without the head; what their heads keep is their input alone.
+            hidden = getattr(out, "last_hidden_state", None)
+            hidden = out.encoder_last_hidden_state if hidden is None else hidden
     finally:
         base.config._attn_implementation = before
     return sum(storage.nbytes() for storage in kept.values()), hidden.element_size()

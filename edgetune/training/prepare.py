@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence
 from edgetune.errors import UsageError
@@ -17,15 +17,16 @@ from edgetune.events import Notice, Sink, ignore
 from edgetune.paths import bytes_text
 from edgetune.training.bases import find_base, is_gguf, load_base_tokenizer, read_config, read_raw_config, read_template
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
+from edgetune.training.fused_lora import fuse_lora
 from edgetune.training.loop import count_steps
+from edgetune.training.loss import prompt_length
+from edgetune.training.memory import Memory, estimate
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
 from edgetune.training.settings import TrainSettings
+from edgetune.training.speed import row_capacity
 from edgetune.training.tasks import Task, find_task
 from edgetune.training.tasks.choose import choose_task
-
-if TYPE_CHECKING:
-    import torch
 
 DEFAULT_MAX_LENGTH = 2048
 
@@ -79,8 +80,8 @@ class Plan:
     all_parameters: int
     device: str
     dtype: str
-    memory_bytes: int
-    """A guess of the memory that training takes, weights included."""
+    memory_bytes: int | None
+    """What training takes at most, weights and libraries included; None for a model whose passes cannot be traced."""
     free_memory_bytes: int
 
 
@@ -125,9 +126,11 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     frozen_bytes = (
         prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
     )
-    needed = _memory_guess(settings, prepared, frozen_bytes=frozen_bytes, trainable=trainable, dtype=dtype)
+    memory = _step_memory(settings, prepared, adapted, frozen_bytes=frozen_bytes, on_cpu=device.type == "cpu")
     free = free_memory_bytes(device)
-    if needed > free:
+    # Of the libraries' memory, this process has its part by now.
+    needed = memory.total - min(memory.runtime, memory_bytes(device)) if memory else 0
+    if memory and needed > free:
         sink(
             Notice(
                 f"Training may take about {bytes_text(needed)} of memory, {bytes_text(free)} are free. "
@@ -135,8 +138,6 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
                 "warning",
             )
         )
-    # On the CPU, torch and its companions share the memory with the model: what this process holds by now.
-    runtime = memory_bytes(device) if device.type == "cpu" else 0
     return Plan(
         steps=total,
         steps_per_epoch=per_epoch,
@@ -144,28 +145,47 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
         all_parameters=trainable + frozen,
         device=device.type,
         dtype="bf16" if dtype == torch.bfloat16 else "f32",
-        memory_bytes=runtime + needed,
+        memory_bytes=memory.total if memory else None,
         free_memory_bytes=free,
     )
 
 
-def _memory_guess(
-    settings: TrainSettings, prepared: Prepared, *, frozen_bytes: int, trainable: int, dtype: torch.dtype
-) -> int:
-    """Weights, adapter with gradient and moments, and the longest batch's activations and logits."""
-    config = text_config(prepared.config)
-    longest = max(len(sequence.ids) for sequence in prepared.train)
-    learned = max(sequence.learned_count for sequence in prepared.train)
-    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    # Kept for the backward pass of a layer, adapters included: about twenty hidden-sized and eight feed-forward-sized
-    # tensors (measured: with half of that, a model of 57 M came out a sixth too low).
-    kept = layers * (20 * hidden + 8 * inner) * dtype.itemsize
-    if settings.grad_checkpointing:
-        kept = (layers * hidden + 20 * hidden + 8 * inner) * dtype.itemsize
-    batch = min(settings.batch_size, len(prepared.train))
-    activations = batch * (longest * kept + learned * config.vocab_size * 12)
-    return int(frozen_bytes + trainable * 16 + activations)
+def _step_memory(
+    settings: TrainSettings, prepared: Prepared, adapted: Any, *, frozen_bytes: int, on_cpu: bool
+) -> Memory | None:
+    """What a step of the longest sequences takes; None where the model cannot be traced without its weights."""
+    fuse_lora(adapted)
+    task, train = prepared.task, prepared.train
+    lengths = sorted((len(sequence.ids) for sequence in train), reverse=True)
+    counts = sorted((sequence.learned_count for sequence in train), reverse=True)
+    rows, longest, written = min(settings.batch_size, len(train)), lengths[0] + prompt_length(adapted), 0
+    packs, packs_batches = getattr(task, "packs", False), getattr(task, "packs_batches", False)
+    packed = settings.packing and (packs or packs_batches) and not prompt_length(adapted)
+    learned = sum(counts[:rows])
+    if packed:
+        together = rows if packs_batches else rows * settings.grad_accum
+        most = sum(lengths[:together])
+        capacity = row_capacity(settings.batch_size, longest=longest, max_length=prepared.max_length)
+        rows, longest = 1, most if packs_batches else min(most, capacity)
+        learned = min(longest, sum(counts[:together]))
+    elif getattr(prepared.config, "is_encoder_decoder", False):
+        written = counts[0]
+        longest = max(len(sequence.ids) - sequence.learned_count for sequence in train)
+    try:
+        return estimate(
+            adapted,
+            rows=rows,
+            length=longest,
+            learned=learned,
+            checkpointing=settings.grad_checkpointing,
+            fused=packed,
+            on_cpu=on_cpu,
+            frozen_bytes=frozen_bytes,
+            written=written,
+            outputs=None if packs or written else getattr(prepared.config, "num_labels", 0),
+        )
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        return None  # data decide the shapes of its passes, as in some mixtures of experts
 
 
 def _read_template(path: str) -> str | None:
