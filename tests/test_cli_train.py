@@ -51,6 +51,27 @@ def test_dry_run_as_json(base_dir: Path, data_path: Path, capsys: pytest.Capture
     )
 
 
+def test_dry_run_shows_the_plan_of_a_recipe(
+    base_dir: Path, data_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "-m", str(base_dir), "-d", str(data_path), "--recipe", "chat", "--metric", "", "--rank", "4"]
+    assert run([*words, "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert (
+        "task chat, method lora; --batch-size 8 (default 4), --grad-accum 2 (default 1), --rank 4 (default 16)" in err
+    )
+    assert run([*words, "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {name: said["chosen"][name] for name in ("batch_size", "grad_accum", "rank")} == {
+        "batch_size": 8, "grad_accum": 2, "rank": 4
+    }  # fmt: skip
+    assert "lr" not in said["chosen"]
+    assert run(["train", "-m", str(base_dir), "-d", str(data_path), "--dry-run"]) == 0
+    assert "every setting is the default" in capsys.readouterr().err
+    assert run(["train", "-m", str(base_dir), "-d", str(data_path), "--recipe", "nosuch", "--dry-run"]) == 2
+    assert "no recipe 'nosuch'" in capsys.readouterr().err
+
+
 def test_the_path_goes_to_stdout_and_a_finished_run_is_not_resumed(
     base_dir: Path, data_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune.cli.dashboard import Dashboard, PlainLines, duration
+from edgetune.cli.train import command as train_command
 from edgetune.data import Tokenized
 from edgetune.errors import UsageError
 from edgetune.events import Metrics, Notice, Progress
@@ -19,6 +20,7 @@ from edgetune.training.batches import IGNORED, collate, epoch_batches
 from edgetune.training.curve import loss_svg
 from edgetune.training.loop import count_steps
 from edgetune.training.schedule import learning_rate, warmup_steps
+from edgetune.training.settings import RECIPES, find_recipe
 
 
 def sequence(length: int, learned_from: int, *, seed: int = 0) -> Tokenized:
@@ -142,6 +144,37 @@ def test_settings_survive_their_record() -> None:
     settings = TrainSettings(data=("a", "b"), rank_pattern={"q_proj": 4}, lr=1e-3)
     assert TrainSettings.from_record(settings.record()) == settings
     assert settings.differences(TrainSettings.from_record({**settings.record(), "out": "x"})) == []
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_that_comes_along_is_valid_and_explained(path: Path) -> None:
+    values = read_recipe(find_recipe(path.stem))
+    settings = merge_settings(values, {})
+    chosen = settings.chosen()
+    assert chosen
+    assert set(chosen) <= set(values)
+    # What needs the user's own files is not for a recipe to say.
+    assert not {"model", "data", "out", "chat_template"} & set(values)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert f"--recipe {path.stem}" in lines[1]
+    assert sum(line.startswith("#") for line in lines) > 2
+    for name, value in values.items():
+        other = {str: "", bool: not value}.get(type(value), 0.25)
+        if isinstance(value, float | bool):
+            assert getattr(merge_settings(values, {name: other}), name) == other
+    (words,) = (getattr(option, "help", "") for option in train_command.params if option.name == "recipe")
+    assert path.stem in words
+
+
+def test_a_recipe_is_found_by_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no recipe 'chatt'") as caught:
+        find_recipe("chatt")
+    assert "Did you mean chat?" in str(caught.value.hint)
+    assert find_recipe("chat").parent == RECIPES
+    assert find_recipe("other/mine.toml") == Path("other/mine.toml")
+    Path("mine").write_text("rank = 3\n", encoding="utf-8")
+    assert read_recipe(find_recipe("mine")) == {"rank": 3}
 
 
 def test_recipes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from edgetune.cli.dashboard import duration, show_preview, show_training
 from edgetune.cli.progress import amount, say
 from edgetune.errors import UsageError
 from edgetune.events import Sink
-from edgetune.training.settings import TrainSettings, flag_name, merge_settings, read_recipe
+from edgetune.training.settings import TrainSettings, find_recipe, flag_name, merge_settings, read_recipe
 
 PREVIEWED = 2
 """Sequences that `--dry-run` shows."""
@@ -42,6 +42,12 @@ _METAVARS = {
     "tgt_lang": "LANG",
     "prefix": "TEXT",
 }
+
+
+_RECIPE_HELP = (
+    "Settings from a TOML file, or one of chat, classification, dpo, embedding, qlora, small-memory, translation; "
+    "flags override it."
+)
 
 
 def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,11 +78,11 @@ def _default_text(name: str) -> str:
 
 @click.command("train", short_help="Train an adapter on your data.")
 @_setting_options
-@click.option("--recipe", type=click.Path(path_type=Path), help="A TOML file with settings; flags override it.")
+@click.option("--recipe", metavar="NAME|FILE", help=_RECIPE_HELP)
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an unfinished run.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and which tokens are learned; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON.")
-def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(recipe: str | None, resume: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a LoRA adapter for MODEL on your data and write a run: a PEFT directory with a record.
 
     The format of the data is detected: chat messages, ShareGPT, Alpaca, prompt/completion, question/answer or plain
@@ -86,10 +92,10 @@ def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: boo
 
     \b
     edgetune train -m pocket -d tickets/            train/valid/test files in a directory
-    edgetune train -m pocket -d chat.jsonl --dry-run
+    edgetune train -m pocket -d chat.jsonl --recipe chat --dry-run
     edgetune train --resume                         after Ctrl-C, a crash or a power cut
     """
-    given = {**(read_recipe(recipe) if recipe else {}), **_given(options)}
+    given = {**(read_recipe(find_recipe(recipe)) if recipe else {}), **_given(options)}
     if resume is not None:
         result = _resume(Path(resume or options["out"] or ""), given)
     elif dry_run:
@@ -101,6 +107,17 @@ def command(recipe: Path | None, resume: str | None, dry_run: bool, as_json: boo
             result = _train(settings, sink)
     _tell(result)
     click.echo(json.dumps(result.record(), ensure_ascii=False) if as_json else str(result.path))
+
+
+def _chosen_text(settings: TrainSettings) -> str:
+    """The settings that are not the defaults, beside their defaults; those told elsewhere left out."""
+    default, told = TrainSettings().record(), {"model", "data", "out", "task", "method"}
+    texts = [
+        f"{flag_name(name)} {value} (default {default[name] if default[name] not in ('', [], {}) else 'none'})"
+        for name, value in settings.chosen().items()
+        if name not in told
+    ]
+    return ", ".join(texts) or "every setting is the default"
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +190,12 @@ def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
         shown.append((ids, prepared.tokenizer.pieces(ids), sequence.learned.tolist()))
     if as_json:
         preview = [{"ids": ids, "pieces": pieces, "learned": learned} for ids, pieces, learned in shown]
-        record = {"plan": asdict(planned), "data": prepared.data_record(), "settings": settings.record()}
+        record = {
+            "plan": asdict(planned),
+            "data": prepared.data_record(),
+            "settings": settings.record(),
+            "chosen": settings.chosen(),
+        }
         click.echo(json.dumps({**record, "preview": preview}, ensure_ascii=False))
         return
     from rich.console import Console
@@ -190,6 +212,7 @@ def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
             f"{name}: {split.rows:,} rows, {len(split.sequences):,} sequences, {split.tokens:,} tokens, "
             f"{split.learned_tokens:,} of them learned{cut}{dropped}"
         )
+    say(f"task {prepared.task.name}, method {settings.method}; {_chosen_text(settings)}")
     trainable, every = planned.trainable_parameters, planned.all_parameters
     say(f"adapter: {trainable:,} of {every:,} parameters are trained ({trainable / every:.2%})")
     say(f"steps: {planned.steps:,} ({planned.steps_per_epoch:,} an epoch)")

@@ -211,6 +211,11 @@ class TrainSettings:
             if name != "out" and mine[name] != theirs[name]
         ]
 
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not the defaults, JSON-ready."""
+        default = TrainSettings().record()
+        return {name: value for name, value in self.record().items() if value != default[name]}
+
 
 def flag_name(name: str) -> str:
     """A setting's name on the command line."""
@@ -222,6 +227,22 @@ def merge_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Train
     settings = replace(TrainSettings(), **{name: _typed(name, value) for name, value in {**recipe, **flags}.items()})
     settings.check()
     return settings
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+"""Recipes that come with edgetune, found by their names."""
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe called `name`, or the file of that path. Raises `UsageError` when there is neither."""
+    if (path := Path(name).expanduser()).is_file() or path.suffix == ".toml":
+        return path
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}; or give a TOML file."
+        raise UsageError(f"There is no recipe {name!r}.", hint=hint)
+    return known[name]
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
