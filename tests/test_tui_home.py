@@ -22,25 +22,35 @@ from edgetune.cli.main import run
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.event_lines import EventLines, event_line, read_event
 from edgetune.events import Event, Metrics, Notice, Progress
-from edgetune.library import Entry, list_models, register
+from edgetune.export import export_base
+from edgetune.library import Entry, Kind, list_models, register
 from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
 from edgetune.tui.details import details, read_losses
 from edgetune.tui.home import HomeScreen
 from edgetune.tui.palette import Palette
 from edgetune.tui.stage_view import StageView
-from edgetune.tui.stages import Stage, StageEnd, actions_for, list_entries, train_arguments, verify_arguments
+from edgetune.tui.stages import (
+    Stage,
+    StageEnd,
+    actions_for,
+    list_entries,
+    train_arguments,
+    use_arguments,
+    verify_arguments,
+)
+from tests.encoders import LABELS, write_encoder
 from tests.gguf_files import BASE, write_adapter, write_model
 from tests.ggufs import base_gguf, checkpoint
 
 PLAIN = Palette("plain", True, "none", {})
 
 
-def write_run(path: Path, *, finished: bool = True, steps: int = 12) -> Path:
+def write_run(path: Path, *, finished: bool = True, steps: int = 12, task: str = "chat") -> Path:
     path.mkdir()
     (path / "adapter_config.json").write_text("{}")
     made = Run(path, Path("/models/base"), "base", BASE, data={"paths": ["/data/rows.jsonl"]}, finished=finished)
-    write_json(path / RUN_RECORD, replace(made, metrics={"step": steps}).record())
+    write_json(path / RUN_RECORD, replace(made, task=task, metrics={"step": steps}).record())
     lines = [json.dumps({"step": at, "split": "train", "loss": 4 - at / 10, "lr": 1e-4}) for at in range(steps)]
     lines += [json.dumps({"step": at, "split": "valid", "loss": loss}) for at, loss in ((0, 4.0), (steps, 3.0))]
     (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 13, "split": "tr']))
@@ -143,6 +153,73 @@ def test_only_what_can_be_done_is_offered(tmp_path: Path) -> None:
         assert not home.is_busy
 
     on_screen(scenario)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("classifier")
+    directory = write_encoder(root / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
+    export_base(directory, root / "labels.gguf", outtype="f16")
+    return root / "labels.gguf"
+
+
+def test_models_that_do_not_chat_are_offered_for_what_they_are_made_for(tmp_path: Path, classifier: Path) -> None:
+    def offered(path: Path, kind: Kind) -> list[str]:
+        return [action.name for action in actions_for(Entry("a", path, kind, 0))]
+
+    assert offered(classifier, "model") == ["classify", "quantize", "verify"]
+    assert offered(classifier.parent / "bert", "checkpoint") == ["classify", "convert", "quantize", "train"]
+    for name, architectures, more, use in (
+        ("plain", "BertModel", {}, "embed"),
+        ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "generate"),
+        ("writes", "LlamaForCausalLM", {}, "chat"),
+        ("scores", "LlamaForSequenceClassification", {}, "classify"),
+    ):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", {"architectures": [architectures], **more})
+        assert offered(tmp_path / name, "checkpoint")[0] == use
+    (tmp_path / "writes" / "modules.json").write_text("[]")
+    assert offered(tmp_path / "writes", "checkpoint")[0] == "embed"
+    adapter = write_adapter(tmp_path / "a.gguf", metadata={"edgetune.task": "regression"})
+    assert offered(adapter, "adapter") == ["classify", "verify"]
+    assert offered(write_run(tmp_path / "run", task="embedding"), "run")[0] == "embed"
+
+
+@pytest.mark.slow
+def test_a_classifier_labels_a_text_here_and_refuses_to_chat(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(classifier)
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(EdgetuneApp, "say", lambda app, text, *, hint="", **_: said.append((text, hint)))
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await choose(pilot, home, classifier)
+        await until(lambda: "made for edgetune classify" in " ".join(shown(home, "#about").split()))
+        assert "l Classify" in shown(home, "#offers")
+        await pilot.press("c")
+        await until(lambda: bool(said))
+        assert said == [(f"{classifier.stem} does not chat.", "Press l: Classify.")]
+        await pilot.press("l")
+        await until(lambda: type(pilot.app.screen).__name__ == "LineDialog")
+        await pilot.press(*"good food", "enter")
+        await until(lambda: home.is_busy)
+        await until(lambda: not home.is_busy)
+        assert "0." in shown(home, "#stage")
+        assert home.chosen is not None
+        assert home.chosen.path == classifier
+
+    on_screen(scenario)
+
+
+def test_the_texts_to_use_a_model_on(tmp_path: Path) -> None:
+    entry, rows = Entry("a", tmp_path / "m.gguf", "model", 0), tmp_path / "rows.jsonl"
+    rows.touch()
+    path = str(entry.path)
+    assert use_arguments("classify", entry, "it's good") == ["classify", path, "it's good"]
+    assert use_arguments("classify", entry, "slow -o but good") == ["classify", path, "slow -o but good"]
+    assert use_arguments("embed", entry, f"'{rows}' -o v.npy") == ["embed", path, str(rows), "-o", "v.npy"]
+    for answer in (" ", "--pair"):
+        with pytest.raises(UsageError, match="No text"):
+            use_arguments("classify", entry, answer)
 
 
 def test_a_run_that_was_stopped_here_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from edgetune.library.index import (
 )
 from edgetune.library.lookup import Resolved, adapters_for, find_base_for, find_model, resolve_model
 from edgetune.library.pairing import check_pair, check_pair_headers
+from edgetune.library.purpose import Purpose, purpose_of
 from edgetune.library.sizes import Sizes
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Description",
     "Entry",
     "Kind",
+    "Purpose",
     "Resolved",
     "Sizes",
     "adapters_for",
@@ -40,6 +42,7 @@ __all__ = [
     "find_base_for",
     "find_model",
     "list_models",
+    "purpose_of",
     "read_config",
     "register",
     "remove",

@@ -16,6 +16,7 @@ from edgetune.library import Entry, checkpoint_architecture, describe, disk_byte
 from edgetune.paths import bytes_text
 from edgetune.tui.palette import Palette
 from edgetune.tui.stage_view import curve
+from edgetune.tui.stages import purpose
 from edgetune.tui.visible import one_line, visible
 
 _METRICS = "metrics.jsonl"
@@ -29,6 +30,8 @@ def details(entry: Entry, *, palette: Palette, width: int) -> RenderableType:
         rows, more = _about_run(entry, palette, width) if entry.kind == "run" else (_about_model(entry), [])
     except (EdgetuneError, OSError) as error:
         return Group(head, Text(visible(str(error)), palette.ink("error")))
+    if (use := purpose(entry)) != "chat":
+        rows.insert(1, ("made for", f"edgetune {use}"))
     rows.append(("path", str(entry.path)))
     if not entry.embedded:
         rows.append(("changed", f"{datetime.fromtimestamp(entry.added):%Y-%m-%d %H:%M}"))

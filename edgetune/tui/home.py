@@ -33,8 +33,10 @@ from edgetune.tui.stages import (
     is_unfinished,
     known_data,
     list_entries,
+    purpose,
     quantize_arguments,
     train_arguments,
+    use_arguments,
     verify_arguments,
 )
 from edgetune.tui.visible import one_line
@@ -47,7 +49,15 @@ ChatOpening = Callable[[Path], "tuple[OpenChat, Outcome]"]
 """Opens a chat with the model, the adapter or the run at a path."""
 
 _KINDS = {"checkpoint": "model", "run": "run", "model": "GGUF", "adapter": "adapter"}
-_KEYS = {"chat": "c", "convert": "g", "quantize": "u", "verify": "v", "train": "t"}
+_KEYS = {
+    "chat": "c", "classify": "l", "embed": "e", "generate": "w",
+    "convert": "g", "quantize": "u", "verify": "v", "train": "t",
+}  # fmt: skip
+_ASKS = {
+    "classify": "Classify which text, or the rows of which file?",
+    "embed": "Embed which text, or the lines of which file?",
+    "generate": "Which text is the source?",
+}
 
 
 class HomeScreen(Screen[None]):
@@ -56,6 +66,9 @@ class HomeScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]  # noqa: RUF012  (as Textual declares it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "do('chat')", "Chat with it; an adapter and a run bring their base"),
+        Binding("l", "do('classify')", "Labels or a value for a text, from a model made for it"),
+        Binding("e", "do('embed')", "The vector of a text, from a model made for it"),
+        Binding("w", "do('generate')", "What an encoder-decoder writes for a text"),
         Binding("g", "do('convert')", "Convert it to GGUF, and prove it"),
         Binding("u", "do('quantize')", "Quantize it"),
         Binding("v", "do('verify')", "Prove that the GGUF is what was trained"),
@@ -149,7 +162,13 @@ class HomeScreen(Screen[None]):
     async def action_do(self, name: str) -> None:
         """Do what the key says with the chosen entry."""
         entry = self.chosen
-        if entry is None or name not in [action.name for action in actions_for(entry)]:
+        if entry is None:
+            return
+        if name not in (offered := {action.name: action for action in actions_for(entry)}):
+            use = offered.get(purpose(entry))
+            if name == "chat" and use is not None:
+                key = _KEYS[use.name]
+                self._edgetune.say(f"{one_line(entry.name)} does not chat.", hint=f"Press {key}: {use.title}.")
             return
         if name == "chat":
             title = one_line(entry.name)
@@ -187,7 +206,7 @@ class HomeScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """A key for what cannot be done does nothing."""
-        if action == "do" and self.chosen is not None:
+        if action == "do" and self.chosen is not None and parameters[0] != "chat":
             return parameters[0] in [offer.name for offer in actions_for(self.chosen)]
         return self.is_busy if action == "stop" else True
 
@@ -202,6 +221,10 @@ class HomeScreen(Screen[None]):
             return ["convert", str(entry.path)]
         if name == "verify":
             return await asyncio.to_thread(verify_arguments, entry)
+        if name in _ASKS:
+            placeholder = "a text, or a file and flags, as in: rows.csv -o out.npy" if name == "embed" else ""
+            answer = await self.app.push_screen_wait(LineDialog(_ASKS[name], placeholder=placeholder))
+            return use_arguments(name, entry, answer) if answer else []
         if name == "quantize":
             answer = await self.app.push_screen_wait(LineDialog("Quantize to which type?", value="Q4_K_M"))
             return quantize_arguments(entry, answer) if answer else []
@@ -227,7 +250,8 @@ class HomeScreen(Screen[None]):
             self._stage = None
         self._show_stage(now=True)
         said = self._view.end.output.splitlines()
-        self.action_reload(Path(said[-1]).resolve() if said else None)
+        makes_file = arguments[0] not in _ASKS
+        self.action_reload(Path(said[-1]).resolve() if said and makes_file else None)
 
     def _row(self, entry: Entry) -> RenderableType:
         palette = Palette.of(self.app)

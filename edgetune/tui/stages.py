@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from edgetune.artifacts import RUN_RECORD, Run
@@ -20,7 +21,7 @@ from edgetune.event_lines import EVENTS_VARIABLE, read_event
 from edgetune.events import Event, Notice
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.gguf_header import read_gguf
-from edgetune.library import Entry, classify, find_base_for, list_models
+from edgetune.library import Entry, Kind, Purpose, classify, find_base_for, list_models, purpose_of
 
 _LONGEST_LINE = 1 << 20
 
@@ -34,28 +35,53 @@ class Action:
     title: str
 
 
+_USES: dict[Purpose, Action] = {
+    "chat": Action("chat", "Chat"),
+    "classify": Action("classify", "Classify"),
+    "embed": Action("embed", "Embed"),
+    "generate": Action("generate", "Generate"),
+}
+
+
 def list_entries() -> list[Entry]:
     """What the library knows, and the runs in `runs/` here that it does not: those that were stopped."""
     known = list_models()
     paths = {entry.path for entry in known}
     runs = [record.parent.resolve() for record in Path("runs").glob(f"*/{RUN_RECORD}")]
     others = [Entry(run.name, run, "run", (run / RUN_RECORD).stat().st_mtime) for run in runs if run not in paths]
-    return [*known, *sorted(others, key=lambda entry: -entry.added)]
+    found = [*known, *sorted(others, key=lambda entry: -entry.added)]
+    for entry in found:
+        purpose(entry)
+    return found
+
+
+def purpose(entry: Entry) -> Purpose:
+    """What `entry` is made for; its files are looked into when `list_entries` meets it first, or they have changed."""
+    try:
+        changed = entry.path.stat().st_mtime_ns
+    except OSError:
+        return "chat"
+    return _read_purpose(entry.path, entry.kind, changed)
+
+
+@lru_cache(maxsize=1024)
+def _read_purpose(path: Path, kind: Kind, changed: int) -> Purpose:
+    return purpose_of(path, kind)
 
 
 def actions_for(entry: Entry) -> tuple[Action, ...]:
-    """What can be done with `entry`."""
-    chat, convert = Action("chat", "Chat"), Action("convert", "Convert")
+    """What can be done with `entry`, first what it is made for."""
+    use, convert = _USES[purpose(entry)], Action("convert", "Convert")
     quantize, verify = Action("quantize", "Quantize"), Action("verify", "Verify")
     if entry.kind == "checkpoint":
-        return chat, convert, quantize, Action("train", "Train")
+        return use, convert, quantize, Action("train", "Train")
     if entry.kind == "model":
-        return chat, quantize, verify
+        return use, quantize, verify
     if entry.kind == "adapter":
-        return chat, verify
+        return use, verify
     if is_unfinished(entry.path):
         return (Action("train", "Go on"),)
-    return chat, convert, verify, Action("train", "Train further")
+    return use, convert, verify, Action("train", "Train further")
 
 
 def is_unfinished(run_dir: Path) -> bool:
@@ -88,6 +114,20 @@ def train_arguments(entry: Entry, answer: str) -> list[str]:
     data, *flags = words
     base = entry.path if entry.kind == "checkpoint" else Run.load(entry.path).base_path
     return ["train", "-m", str(base), "-d", data, *flags]
+
+
+def use_arguments(name: str, entry: Entry, answer: str) -> list[str]:
+    """Use `entry` with the verb `name` on a text, or on what a file holds; flags may follow. Raises `UsageError`."""
+    text = answer.strip()
+    if not text or text.startswith("-"):
+        raise UsageError(f"No text is named by {answer!r}.", hint="Type a text, or a file and the flags for it.")
+    try:
+        words = shlex.split(text, posix=os.name != "nt")
+    except ValueError:
+        words = []
+    # A sentence needs no quotes; what begins with a file is read as on the command line.
+    is_file = bool(words) and Path(words[0]).is_file()
+    return [name, str(entry.path), *(words if is_file else [text])]
 
 
 def known_data(entry: Entry) -> str:
