@@ -9,6 +9,8 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests run side by side: thread pools that wait for each other take many times as long as one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

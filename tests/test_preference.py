@@ -280,7 +280,7 @@ def test_texts_without_a_template(told: Any, tmp_path: Path) -> None:
     ("task", "options", "error", "message"),
     [
         ("dpo", {"method": "full"}, UnsupportedError, "dpo compares with the base"),
-        ("kto", {"method": "pissa"}, UnsupportedError, "kto compares with the base"),
+        ("kto", {"method": "houlsby"}, UnsupportedError, "kto compares with the base"),
         ("dpo", {"dpo_loss": "ipo", "label_smoothing": 0.1}, UsageError, "is not for --dpo-loss ipo"),
         ("dpo", {"label_smoothing": 0.5}, UsageError, "--label-smoothing is 0.5"),
         ("dpo", {"beta": -1.0}, UsageError, "--beta is -1.0"),

@@ -31,7 +31,7 @@ from edgetune.training.tasks.preference_logps import Replies, score, score_base
 if TYPE_CHECKING:
     import torch
 
-_WITHOUT_BASE = ("full", "pissa", "olora", "houlsby", "pfeiffer")
+_WITHOUT_BASE = ("full", "houlsby", "pfeiffer")
 """Methods that change the base's own weights or layers, so that it is not there any more to compare with."""
 
 
