@@ -23,7 +23,7 @@ from edgetune.errors import UnsupportedError, UsageError
 from edgetune.event_lines import EventLines, event_line, read_event
 from edgetune.events import Event, Metrics, Notice, Progress
 from edgetune.export import export_base
-from edgetune.library import Entry, Kind, list_models, register
+from edgetune.library import Entry, Kind, embedded_model_dir, list_models, register
 from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
 from edgetune.tui.details import details, read_losses
@@ -206,6 +206,20 @@ def test_a_classifier_labels_a_text_here_and_refuses_to_chat(classifier: Path, m
         assert "0." in shown(home, "#stage")
         assert home.chosen is not None
         assert home.chosen.path == classifier
+
+    on_screen(scenario)
+
+
+def test_flags_follow_the_data_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(HomeScreen, "_run_stage", lambda home, arguments: started.append(arguments))
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await pilot.press("t")
+        await until(lambda: type(pilot.app.screen).__name__ == "LineDialog")
+        await pilot.press("space", *"--epochs", "space", "2", "enter")
+        await until(lambda: bool(started))
+        assert started[0][-3:] == [str(embedded_model_dir() / "demos" / "tickets"), "--epochs", "2"]
 
     on_screen(scenario)
 

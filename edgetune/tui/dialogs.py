@@ -37,16 +37,23 @@ class LineDialog(ModalScreen[str]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss('')", "Cancel")]
 
-    def __init__(self, question: str, *, value: str = "", placeholder: str = "") -> None:
+    def __init__(self, question: str, *, value: str = "", placeholder: str = "", goes_on: bool = False) -> None:
+        """`goes_on`: what is typed first follows `value`, instead of replacing it."""
         super().__init__()
         self._question, self._value, self._placeholder = question, value, placeholder
+        self._goes_on = goes_on
 
     def compose(self) -> ComposeResult:
         """The question over the line."""
         with Vertical(classes="dialog") as box:
             box.border_title = visible(self._question)
             box.border_subtitle = "Enter takes it, Esc cancels"
-            yield SafeInput(typed(self._value), placeholder=self._placeholder, compact=True)
+            yield SafeInput(
+                typed(self._value),
+                placeholder=self._placeholder,
+                compact=True,
+                select_on_focus=not self._goes_on,
+            )
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Done."""

@@ -234,6 +234,7 @@ class HomeScreen(Screen[None]):
             "Train on which data? Flags may follow, as in: rows.jsonl --epochs 2",
             value=known_data(entry),
             placeholder="a file, or a directory with train, valid and test",
+            goes_on=True,
         )
         answer = await self.app.push_screen_wait(question)
         return train_arguments(entry, answer) if answer else []
