@@ -16,6 +16,9 @@ from edgetune.errors import CorruptFileError
 RUN_RECORD = "edgetune.json"
 """The record's file name in a run directory (which is a PEFT adapter directory as well)."""
 
+SWEEP_RECORD = "sweep.json"
+"""The record's file name in a directory of runs that were tried against each other."""
+
 FINGERPRINT_KEYS = {
     "weights": "edgetune.base.weights_sha256",
     "tokenizer": "edgetune.base.tokenizer_sha256",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from edgetune.artifacts import Run
+from edgetune.artifacts import SWEEP_RECORD, Run
 from edgetune.cli.attribute_docs import attribute_docs
 from edgetune.cli.dashboard import duration, show_preview, show_training
 from edgetune.cli.progress import amount, say
@@ -79,10 +79,15 @@ def _default_text(name: str) -> str:
 @click.command("train", short_help="Train an adapter on your data.")
 @_setting_options
 @click.option("--recipe", metavar="NAME|FILE", help=_RECIPE_HELP)
+@click.option(
+    "--sweep", multiple=True, metavar="NAME=A,B", help="Try every combination of values and rank the runs, under OUT/."
+)
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an unfinished run.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and which tokens are learned; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON.")
-def command(recipe: str | None, resume: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(
+    recipe: str | None, sweep: Sequence[str], resume: str | None, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Train a LoRA adapter for MODEL on your data and write a run: a PEFT directory with a record.
 
     The format of the data is detected: chat messages, ShareGPT, Alpaca, prompt/completion, question/answer or plain
@@ -93,19 +98,25 @@ def command(recipe: str | None, resume: str | None, dry_run: bool, as_json: bool
     \b
     edgetune train -m pocket -d tickets/            train/valid/test files in a directory
     edgetune train -m pocket -d chat.jsonl --recipe chat --dry-run
+    edgetune train -m pocket -d tickets/ --sweep "lr=1e-3,3e-3 rank=8,16"
     edgetune train --resume                         after Ctrl-C, a crash or a power cut
     """
     given = {**(read_recipe(find_recipe(recipe)) if recipe else {}), **_given(options)}
+    if sweep or (resume and Path(resume, SWEEP_RECORD).is_file()):
+        from edgetune.cli.train_sweep import train_sweep
+
+        train_sweep(given, sweep, resume, dry_run=dry_run, as_json=as_json)
+        return
     if resume is not None:
         result = _resume(Path(resume or options["out"] or ""), given)
     elif dry_run:
-        _dry_run(merge_settings(given, {}), as_json=as_json)
+        show_plan(merge_settings(given, {}), as_json=as_json)
         return
     else:
         settings = merge_settings(given, {})
         with show_training() as sink:
             result = _train(settings, sink)
-    _tell(result)
+    tell_run(result)
     click.echo(json.dumps(result.record(), ensure_ascii=False) if as_json else str(result.path))
 
 
@@ -163,7 +174,8 @@ def _resume(run_dir: Path, given: Mapping[str, Any]) -> Run:
         return resume(run_dir, settings=settings, sink=sink)
 
 
-def _tell(run: Run) -> None:
+def tell_run(run: Run) -> None:
+    """What came of `run`, and what to do with it; it is in the library from now on."""
     from edgetune.library import register
 
     register(run.path)
@@ -178,7 +190,8 @@ def _tell(run: Run) -> None:
     say(f"Next: edgetune convert {run.path}")
 
 
-def _dry_run(settings: TrainSettings, *, as_json: bool) -> None:
+def show_plan(settings: TrainSettings, *, as_json: bool) -> None:
+    """What a run would do, and which tokens it would learn; trains nothing."""
     from edgetune.training.prepare import Prepared, plan, prepare
 
     with show_training() as sink:

@@ -263,6 +263,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return values
 
 
+def parse_setting(name: str, text: str) -> Any:
+    """The value of setting `name` that `text` says. Raises `UsageError`, also for one that is no single value."""
+    hints = get_type_hints(TrainSettings)
+    if name not in hints:
+        close = get_close_matches(name, hints, n=1)
+        raise UsageError(f"There is no setting {name!r}.", hint=f"Did you mean {close[0]}?" if close else "")
+    if (wanted := hints[name]) is bool:
+        return _typed(name, {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text))
+    if wanted in (int, float):
+        try:
+            return wanted(text)
+        except ValueError as error:
+            raise UsageError(f"{name} is {text!r}, expected {wanted.__name__}.") from error
+    if "tuple" in str(wanted) or "Mapping" in str(wanted):
+        raise UsageError(f"{flag_name(name)} has no single value.")
+    return _typed(name, text)
+
+
 def _relative(name: str, value: Any, directory: Path) -> Any:
     """Paths of a recipe, seen from the recipe; a model's name stays a name."""
     if name in ("chat_template", "out") and value:
