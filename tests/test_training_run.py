@@ -105,6 +105,12 @@ def test_the_loss_falls_and_the_run_is_a_peft_directory(settings: TrainSettings,
     assert (run.path / "loss.svg").read_text().startswith("<svg ")
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_checkpoints_are_kept_as_asked_for(settings: TrainSettings, keep: int) -> None:
+    run = train(replace(settings, steps=4, save_every=1, eval=False, keep_checkpoints=keep))
+    assert [path.name for path in list_checkpoints(run.path)] == [f"checkpoint-{n}" for n in range(5 - keep, 5)]
+
+
 def test_two_runs_are_equal(settings: TrainSettings, tmp_path: Path) -> None:
     first = train(replace(settings, steps=3, dropout=0.1))
     second = train(replace(settings, steps=3, dropout=0.1, out=str(tmp_path / "again")))

@@ -21,9 +21,6 @@ from edgetune.paths import whole_dir
 from edgetune.training.methods.base import Method
 from edgetune.training.model import ADAPTER_WEIGHTS, write_tensors
 
-KEPT = 2
-"""How many checkpoints a run keeps."""
-
 _STATE = "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
@@ -50,8 +47,10 @@ class Position:
     """Measurements since the best one."""
 
 
-def save_checkpoint(run_dir: Path, position: Position, *, method: Method, adapted: Any, optimizer: Any) -> Path:
-    """Write `checkpoint-N` and remove all but the newest ones."""
+def save_checkpoint(
+    run_dir: Path, position: Position, *, method: Method, adapted: Any, optimizer: Any, keep: int
+) -> Path:
+    """Write `checkpoint-N` and remove all but the newest `keep` (one or more)."""
     path = run_dir / f"checkpoint-{position.step}"
     with whole_dir(path) as partial:
         method.save(adapted, partial)
@@ -60,7 +59,7 @@ def save_checkpoint(run_dir: Path, position: Position, *, method: Method, adapte
         write_tensors(tensors, partial / _RANDOM)
         state = {"position": asdict(position), "random": values}
         (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-    for old in list_checkpoints(run_dir)[:-KEPT]:
+    for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     # Only now: a run that was killed before goes on from a checkpoint whose best adapter is another.
     for old in run_dir.glob("best-*"):

@@ -208,7 +208,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 settings=settings,
                 device=device,
                 sink=log,
-                save=lambda at: _save(run.path, at, method, adapted, optimizer),
+                save=lambda at: _save(run.path, at, method, adapted, optimizer, settings.keep_checkpoints),
                 keep_best=lambda at: save_best(run.path, at, method=method, adapted=adapted),
                 should_stop=stopped.is_set,
                 position=position,
@@ -244,8 +244,8 @@ def _restore(run_dir: Path, method: Method, adapted: Any, optimizer: Any, sink: 
     return position
 
 
-def _save(run_dir: Path, position: Position, method: Method, adapted: Any, optimizer: Any) -> None:
-    save_checkpoint(run_dir, position, method=method, adapted=adapted, optimizer=optimizer)
+def _save(run_dir: Path, position: Position, method: Method, adapted: Any, optimizer: Any, keep: int) -> None:
+    save_checkpoint(run_dir, position, method=method, adapted=adapted, optimizer=optimizer, keep=keep)
 
 
 def _final(run: Run, loop: Loop, method: Method, sink: Sink) -> Evaluation | None:

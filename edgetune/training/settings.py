@@ -131,6 +131,8 @@ class TrainSettings:
     """KTO: weight of the replies found bad."""
     save_every: int = 0
     """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, 1 or more; the best adapter, where --metric chooses one, is kept besides."""
     skip_bad_rows: bool = False
     """Leave out rows that are not in the data's format, and count them."""
 
@@ -140,7 +142,7 @@ class TrainSettings:
         METHODS.check(self.method)
         for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
             self._demand(math.isfinite(getattr(self, name)), name, "a number")
-        for name in ("batch_size", "grad_accum", "rank", "bottleneck", "prompt_tokens"):
+        for name in ("batch_size", "grad_accum", "rank", "bottleneck", "prompt_tokens", "keep_checkpoints"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
         for name in (
             "steps",
