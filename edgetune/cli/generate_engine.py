@@ -114,7 +114,7 @@ def _torch_files(model: str | None, lora: Sequence[str], *, engine: str, force: 
     adapters = [LoraSpec(find_model(name), scale) for name, scale in map(split_scale, lora)]
     path = find_model(model or DEFAULT_MODEL) if model or not adapters else adapters[0].path
     kind = classify(path)
-    if kind in ("model", "adapter"):
+    if path.is_file():
         if engine == "torch":
             raise UsageError(f"{path} is a GGUF file; torch runs Hugging Face directories.", hint="Leave out --engine.")
         return None
@@ -123,6 +123,8 @@ def _torch_files(model: str | None, lora: Sequence[str], *, engine: str, force: 
         adapters = adapters or [LoraSpec(path)]
     else:
         base = path
+    if base.is_file():
+        return None
     if engine == "auto":
         try:
             check_convertible(base)
