@@ -169,15 +169,26 @@ def test_steps_that_something_else_delayed_do_not_end_guessing() -> None:
 
 def test_costs_of_a_busy_machine_are_forgotten() -> None:
     costs = StepCosts()
+    costs.record(1, 0.016)
     for tokens in range(2, 17):
         for _ in range(3):
             costs.record(tokens, 2.0)
-    for _ in range(250):
+    for _ in range(120):
         costs.record(1, 0.016)
     assert paying(costs) == 0
     for _ in range(10):
         costs.record(1, 0.016)
     assert paying(costs) == 15
+
+
+def test_a_machine_that_becomes_calm_does_not_make_guesses_look_dear() -> None:
+    costs = StepCosts()
+    for _ in range(9):
+        costs.record(1, 0.160)
+        costs.record(16, 0.800)
+    for _ in range(9):
+        costs.record(1, 0.016)
+    assert costs.ratio(16) == pytest.approx(5)
 
 
 def test_guessing_ends_once_it_has_become_dear() -> None:

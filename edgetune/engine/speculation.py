@@ -36,57 +36,56 @@ _PRIOR_VOTES = 2
 _KEPT = 9
 _ENOUGH = 3
 """Measured steps of one length that are believed without those of other lengths."""
-_FORGOTTEN_AFTER = 256
+_FORGOTTEN_AFTER = 128
 """Steps of one token in a row after which the costs of longer ones are taken for out of date."""
 
 
 class StepCosts:
-    """Seconds that an evaluation takes, by the number of tokens in it; measured as they happen.
+    """What an evaluation takes, by the number of tokens in it; measured as they happen.
 
-    Medians of the latest, since other work on the machine makes single steps many times as long. What was measured
-    while the machine was busy may make guessing look dear, and then nothing would ever measure it again: so it is
-    forgotten.
+    Medians of the latest, since other work on the machine makes single steps many times as long; and in steps of one
+    token at that time, since it makes all of them longer for a while. What was measured then may still make guessing
+    look dear, and nothing would ever measure it again: so it is forgotten.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[int, deque[float]] = {}
-        self._seconds: dict[int, float] = {}
+        self.single: float | None = None
+        """Seconds of an evaluation of one token; None before the first."""
+        self._singles: deque[float] = deque(maxlen=_KEPT)
+        self._ratios: dict[int, deque[float]] = {}
         self._singles_in_a_row = 0
         self._scale: float | None = None
 
     def record(self, tokens: int, seconds: float) -> None:
         """An evaluation of `tokens` took `seconds`."""
-        self._singles_in_a_row = self._singles_in_a_row + 1 if tokens == 1 else 0
-        if self._singles_in_a_row == _FORGOTTEN_AFTER:
+        if tokens == 1:
+            self._singles.append(seconds)
+            # Of two the lower one: the first evaluations build their graphs.
+            self.single = median_low(self._singles)
+            self._singles_in_a_row += 1
+            if self._singles_in_a_row % _FORGOTTEN_AFTER == 0:
+                self._ratios, self._scale = {}, None
+        elif self.single:
             self._singles_in_a_row = 0
-            self._latest, self._seconds = {1: self._latest[1]}, {1: self._seconds[1]}
-        latest = self._latest.setdefault(tokens, deque(maxlen=_KEPT))
-        latest.append(seconds)
-        # Of two the lower one: the first evaluations build their graphs.
-        self._seconds[tokens] = median_low(latest)
-        self._scale = None
-
-    @property
-    def single(self) -> float | None:
-        """Seconds of an evaluation of one token; None before the first."""
-        return self._seconds.get(1)
+            self._ratios.setdefault(tokens, deque(maxlen=_KEPT)).append(seconds / self.single)
+            self._scale = None
 
     def ratio(self, tokens: int) -> float:
         """What a step over `tokens` costs, in steps over one."""
-        single = self._seconds.get(1)
-        if single and len(self._latest.get(tokens, ())) >= _ENOUGH:
-            return max(1.0, self._seconds[tokens] / single)
+        measured = self._ratios.get(tokens, ())
+        if len(measured) >= _ENOUGH:
+            return max(1.0, median_low(measured))
         if self._scale is None:
-            self._scale = self._compare(single) if single else 1.0
+            self._scale = self._compare()
         return max(1.0, self._scale * _interpolated(tokens))
 
-    def _compare(self, single: float) -> float:
+    def _compare(self) -> float:
         """How this machine's steps over several tokens compare with the first guess."""
         found = [
-            seconds / single / _interpolated(tokens)
-            for tokens, latest in self._latest.items()
-            if 1 < tokens <= MOST_GUESSED + 1
-            for seconds in latest
+            ratio / _interpolated(tokens)
+            for tokens, measured in self._ratios.items()
+            if tokens <= MOST_GUESSED + 1
+            for ratio in measured
         ]
         return median([1.0] * _PRIOR_VOTES + found)
 
