@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from edgetune.cli.progress import amount, say
 from edgetune.cli.terminal import plain, quiet_keyboard
 from edgetune.event_lines import sink_for_parent
-from edgetune.events import Event, Metrics, Notice, Progress, Sink
+from edgetune.events import Event, Metrics, Notice, Progress, Sink, ignore
 from edgetune.plot import braille_plot
+from edgetune.training.processes import leads
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,7 +30,9 @@ _LINE_EVERY_S = 10.0
 @contextmanager
 def show_training() -> Iterator[Sink]:
     """Yield a sink that shows a run on stderr until the block ends."""
-    if (parent := sink_for_parent()) is not None:
+    if not leads():
+        yield ignore
+    elif (parent := sink_for_parent()) is not None:
         yield parent
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _live() as sink:

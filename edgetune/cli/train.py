@@ -15,8 +15,8 @@ from edgetune.artifacts import SWEEP_RECORD, Run
 from edgetune.cli.attribute_docs import attribute_docs
 from edgetune.cli.dashboard import duration, show_preview, show_training
 from edgetune.cli.progress import amount, say
-from edgetune.errors import UsageError
-from edgetune.events import Sink
+from edgetune.errors import InterruptedRun, UsageError
+from edgetune.training.processes import leads, world_size
 from edgetune.training.settings import TrainSettings, find_recipe, flag_name, merge_settings, read_recipe
 
 PREVIEWED = 2
@@ -105,17 +105,22 @@ def command(
     if sweep or (resume and Path(resume, SWEEP_RECORD).is_file()):
         from edgetune.cli.train_sweep import train_sweep
 
+        if world_size() > 1:
+            raise UsageError("A sweep's runs are trained by one process.", hint="Start it without the launcher.")
         train_sweep(given, sweep, resume, dry_run=dry_run, as_json=as_json)
         return
-    if resume is not None:
-        result = _resume(Path(resume or options["out"] or ""), given)
-    elif dry_run:
-        show_plan(merge_settings(given, {}), as_json=as_json)
+    if dry_run and resume is None:
+        if leads():
+            show_plan(merge_settings(given, {}), as_json=as_json)
         return
-    else:
-        settings = merge_settings(given, {})
-        with show_training() as sink:
-            result = _train(settings, sink)
+    try:
+        result = _train(given) if resume is None else _resume(Path(resume or options["out"] or ""), given)
+    except InterruptedRun as error:
+        if leads():
+            raise
+        raise SystemExit(error.exit_code) from error
+    if not leads():
+        return
     tell_run(result)
     click.echo(json.dumps(result.record(), ensure_ascii=False) if as_json else str(result.path))
 
@@ -156,10 +161,12 @@ def _pattern(name: str, value: str, number: Callable[[str], float]) -> tuple[str
         raise UsageError(f"{flag_name(name)} is {value!r}, expected {_METAVARS[name]}.") from error
 
 
-def _train(settings: TrainSettings, sink: Sink) -> Run:
+def _train(given: Mapping[str, Any]) -> Run:
     from edgetune.training.run import train
 
-    return train(settings, sink=sink)
+    settings = merge_settings(given, {})
+    with show_training() as sink:
+        return train(settings, sink=sink)
 
 
 def _resume(run_dir: Path, given: Mapping[str, Any]) -> Run:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from edgetune.errors import UsageError
+from edgetune.training.processes import local_index
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,13 @@ def choose_device(wanted: str) -> torch.device:
     if not here[wanted]:
         available = ", ".join(name for name, is_here in here.items() if is_here)
         raise UsageError(f"This machine has no {wanted} device that torch can use.", hint=f"Available: {available}.")
+    if wanted == "cuda" and (index := local_index()):
+        if index >= torch.cuda.device_count():
+            raise UsageError(
+                f"There are more processes on this machine than its {torch.cuda.device_count()} GPUs.",
+                hint="Start one for each GPU: torchrun --nproc-per-node gpu.",
+            )
+        return torch.device("cuda", index)
     return torch.device(wanted)
 
 

@@ -26,6 +26,7 @@ from edgetune.training.checkpoint import Position
 from edgetune.training.device import is_out_of_memory, memory_bytes, release_memory
 from edgetune.training.evaluate import Evaluation, chosen_rows, evaluate
 from edgetune.training.layout import Layout, Padded
+from edgetune.training.processes import World
 from edgetune.training.schedule import learning_rate, warmup_steps
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Batch, Task
@@ -65,6 +66,8 @@ class Loop:
     """How sequences become batches; by default padded."""
     dtype: torch.dtype | None = None
     """What is computed in; by default what the frozen weights are in."""
+    world: World = field(default_factory=World)
+    """The processes that take these steps together."""
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
@@ -80,24 +83,29 @@ class Loop:
         self.adapted.train()
         if self.position.step == 0:
             self.evaluate("valid_before")
-            if self.should_stop():
-                self.save(self.position)
+            if self.world.any(self.should_stop()):
+                self._save()
                 return False
         while self.position.step < self.total and not self._is_stale:
             self.take_step()
             step = self.position.step
             if step % self.eval_every == 0 or step == self.total:
                 self.evaluate("valid")
+                self.position.stale = int(self.world.numbers_of_leader(self.position.stale)[0])
             ending = step == self.total or self._is_stale
-            stopping = self.should_stop() and not ending
+            stopping = self.world.any(self.should_stop()) and not ending
             if step % self.save_every == 0 or stopping or ending:
-                self.save(self.position)
+                self._save()
             if stopping:
                 return False
         if self.position.step < self.total:
             metric, count = self.settings.metric or "loss", self.position.stale
             self.sink(Notice(f"Stopped at step {self.position.step}: {count} measurements without a better {metric}."))
         return True
+
+    def _save(self) -> None:
+        if self.world.leads:
+            self.save(self.position)
 
     def take_step(self) -> None:
         """One optimizer step. Raises `EdgetuneError` when the loss or the gradient is no longer a number."""
@@ -109,7 +117,11 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("ratio", 1.0)
         chosen = [[self.train[index] for index in batch] for batch in self._step_batches(step)]
-        batches, loss = self._backward_in_memory(chosen)
+        self._scatter_dropout(step)
+        batches, own_loss = self._backward_in_memory(self.world.share(chosen, divisible=self.task.divisible))
+        self.world.sum_gradients(self.parameters)
+        tokens, learned = sum(batch.tokens for batch in batches), sum(batch.learned_tokens for batch in batches)
+        loss, *counts = self.world.sum(own_loss, tokens, learned)
         norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise EdgetuneError(
@@ -118,7 +130,15 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._report(batches, time.perf_counter() - started, {"loss": loss, "lr": lr, "grad_norm": norm})
+        taken = time.perf_counter() - started
+        self._report(int(counts[0]), int(counts[1]), taken, {"loss": loss, "lr": lr, "grad_norm": norm})
+
+    def _scatter_dropout(self, step: int) -> None:
+        """Processes beside the leading one draw numbers of their own, as a function of the step."""
+        if not self.world.leads:
+            import torch
+
+            torch.manual_seed((self.settings.seed + 1_000_003 * self.world.rank + 7_919 * step) % (1 << 63))
 
     def _step_batches(self, step: int) -> list[list[int]]:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -130,10 +150,13 @@ class Loop:
 
     def _backward_in_memory(self, parts: Sequence[Sequence[TrainingSequence]]) -> tuple[list[Batch], float]:
         """`_backward` of the step's sequences, in more and smaller passes when memory does not suffice."""
+        denominator = 0.0
         while True:
             try:
-                batches = self.layout.batches(parts)
-                return batches, self._backward(batches)
+                batches = self.layout.batches(parts) if parts else []
+                # Once a step: how sequences are laid out does not change it.
+                denominator = denominator or self.world.sum(sum(batch.denominator for batch in batches))[0]
+                return batches, self._backward(batches, denominator)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not (smaller := self.layout.shrink()):
                     raise
@@ -142,9 +165,8 @@ class Loop:
             release_memory(self.device)
             self.sink(Notice(f"Out of memory: going on with {smaller}; the step stays the same.", "warning"))
 
-    def _backward(self, batches: Sequence[Batch]) -> float:
-        """Accumulate gradients of the mean loss over all `batches`; returns that mean."""
-        denominator = sum(batch.denominator for batch in batches)
+    def _backward(self, batches: Sequence[Batch], denominator: float) -> float:
+        """Accumulate gradients of the summed loss over all `batches` by `denominator`; returns that loss."""
         total = 0.0
         for batch in batches:
             with self._autocast():
@@ -168,8 +190,7 @@ class Loop:
         limit = self.settings.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
 
-    def _report(self, batches: Sequence[Batch], seconds: float, values: dict[str, float]) -> None:
-        tokens, learned = sum(batch.tokens for batch in batches), sum(batch.learned_tokens for batch in batches)
+    def _report(self, tokens: int, learned: int, seconds: float, values: dict[str, float]) -> None:
         position = self.position
         position.step += 1
         position.tokens += tokens
@@ -189,7 +210,7 @@ class Loop:
     def evaluate(self, name: str) -> Evaluation | None:
         """Measure the validation rows and note it as `name`; keeps the adapter when it is the best so far."""
         rows = chosen_rows(self.valid, self.task.most_eval_rows)
-        if not rows:
+        if not rows or not self.world.leads:
             return None
         found = evaluate(
             self.task,

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -45,6 +45,7 @@ from edgetune.training.loop import Loop
 from edgetune.training.methods import find_method
 from edgetune.training.methods.base import Method
 from edgetune.training.prepare import Prepared, plan, prepare
+from edgetune.training.processes import World, join_processes
 from edgetune.training.report import write_predictions, write_report
 from edgetune.training.settings import TrainSettings
 from edgetune.training.speed import speed_up
@@ -56,25 +57,43 @@ CURVE = "loss.svg"
 def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
     """Train an adapter and return the finished run.
 
+    Where a launcher started several processes, all of them call this, and the first one alone writes and tells.
     Raises `InterruptedRun` when stopped (the checkpoint is saved), `ResourceError` when memory does not suffice, and
     what `prepare` raises.
     """
+    with join_processes(settings.device) as world:
+        return _train(settings, sink if world.leads else ignore, world)
+
+
+def _train(settings: TrainSettings, sink: Sink, world: World) -> Run:
     run_dir = Path(settings.out).expanduser() if settings.out else None
-    if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if world.leads and run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         hint = f"To go on with it: edgetune train --resume {run_dir}" if (run_dir / RUN_RECORD).is_file() else ""
         raise UsageError(f"{run_dir} is there already.", hint=hint or "Choose another directory with -o.")
     settings = settings.absolute()
-    started = datetime.now(timezone.utc)
+    started = datetime.fromisoformat(world.text_of_leader(datetime.now(timezone.utc).isoformat()))
     prepared = prepare(settings, now=started.astimezone(), sink=sink)
     plan(settings, prepared, sink=sink)  # refuses what does not fit the model, before anything is written
-    run_dir = run_dir or default_run_dir(prepared)
+    _check_same_data(prepared, world)
+    run_dir = Path(world.text_of_leader(str(run_dir or default_run_dir(prepared))))
     run = replace(_new_run(run_dir, settings, prepared, sink), created=started.isoformat(timespec="seconds"))
+    if not world.leads:
+        return _run(run, settings, prepared, sink, world)
     run_dir.mkdir(parents=True, exist_ok=True)
     with only_process(run_dir):
         if (run_dir / RUN_RECORD).is_file():
             raise UsageError(f"{run_dir} is there already.", hint="Choose another directory with -o.")
         write_json(run_dir / RUN_RECORD, run.record())
-        return _run(run, settings, prepared, sink)
+        return _run(run, settings, prepared, sink, world)
+
+
+def _check_same_data(prepared: Prepared, world: World) -> None:
+    """Raise `UsageError` unless every process has read the same rows."""
+    mine = [float(len(prepared.train)), float(int(prepared.dataset.sha256[:12] or "0", 16))]
+    if world.any(world.numbers_of_leader(*mine) != mine):
+        raise UsageError(
+            "The processes of this run do not read the same data.", hint="Give all of them the same files."
+        )
 
 
 def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink = ignore) -> Run:
@@ -83,11 +102,12 @@ def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink =
     `settings` are what the caller thinks the run's settings are; `UsageError` names where they, or the data, are not
     what they were, `MismatchError` where the base is not.
     """
-    with only_process(run_dir):
-        return _resume(run_dir, settings, sink)
+    device = settings.device if settings is not None else Run.load(run_dir).settings["device"]
+    with join_processes(device) as world, only_process(run_dir) if world.leads else nullcontext():
+        return _resume(run_dir, settings, sink if world.leads else ignore, world)
 
 
-def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink) -> Run:
+def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: World) -> Run:
     old = Run.load(run_dir)
     if old.finished:
         raise UsageError(f"{run_dir} is finished.", hint=f"edgetune convert {run_dir}")
@@ -110,8 +130,10 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink) -> Run:
             hint="Restore it, or start a new run.",
         )
     plan(known, prepared, sink=sink)
-    remove_leftovers(run_dir)
-    return _run(run, known, prepared, sink)
+    _check_same_data(prepared, world)
+    if world.leads:
+        remove_leftovers(run_dir)
+    return _run(run, known, prepared, sink, world)
 
 
 @contextmanager
@@ -175,7 +197,7 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
     )
 
 
-def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> Run:
+def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink, world: World) -> Run:
     import torch
 
     device = choose_device(settings.device)
@@ -198,7 +220,9 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
         )
         optimizer = method.make_optimizer(adapted, settings, device)
         position = _restore(run.path, method, adapted, optimizer, sink)
-        with _interruptions(sink) as stopped, _MetricsLog(run.path, position.step, sink) as log:
+        _start_together(adapted, position, run.path, world)
+        metrics = _MetricsLog(run.path, position.step, sink) if world.leads else nullcontext(sink)
+        with _interruptions(sink) as stopped, metrics as log:
             loop = Loop(
                 adapted=adapted,
                 task=task,
@@ -214,6 +238,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                 position=position,
                 layout=layout,
                 dtype=dtype,
+                world=world,
             )
             finished = loop.run()
             if not finished:
@@ -221,6 +246,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
                     f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
                     hint=f"To go on: edgetune train --resume {run.path}",
                 )
+            if not world.leads:
+                return run
             final = _final(run, loop, method, sink)
         return _finish(run, position, method, adapted, prepared, final)
     except (RuntimeError, MemoryError) as error:
@@ -233,6 +260,16 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink) -> R
         raise
     except ResourceError as error:
         raise _full_disk(run, error.message) from error
+
+
+def _start_together(adapted: Any, position: Position, run_dir: Path, world: World) -> None:
+    """Go on from the leading process's weights. Raises `UsageError` where another one restored another step."""
+    if world.any(world.numbers_of_leader(position.step)[0] != position.step):
+        raise UsageError(
+            f"Not all processes of this run see the checkpoints in {run_dir}.",
+            hint="Give a run directory that all machines share.",
+        )
+    world.copy_from_leader([parameter for parameter in adapted.parameters() if parameter.requires_grad])
 
 
 def _restore(run_dir: Path, method: Method, adapted: Any, optimizer: Any, sink: Sink) -> Position:
