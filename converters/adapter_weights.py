@@ -350,9 +350,12 @@ def _expert_reader(
 
 def _check_complete(config: AdapterConfig, family: Family, weights: AdapterWeights) -> None:
     """Every matrix of the base that PEFT would adapt must have its pair: a dropped one would be zero, silently."""
+    named = config.values.get("exclude_modules")
+    # What is left out by its full name has the body's name in front, which the base's own table need not have.
+    excluded = {family.canonical(str(one)) for one in named} if isinstance(named, list) else set()
     for name, entry in family.table.items():
         module = name.removesuffix(".weight")
-        if len(entry.shape) != 2 or _is_expert(name) or name in weights.loras:
+        if len(entry.shape) != 2 or _is_expert(name) or name in weights.loras or module in excluded:
             continue
         if str(config.values.get("target_modules", "")).lower() == "all-linear":
             continue

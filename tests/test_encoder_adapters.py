@@ -28,6 +28,7 @@ IDS = [7, 30, 12, 35, 21, 9, 22, 18, 33, 6, 5, 27, 28, 13]
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Model", {"target_modules": ["query", "value"]}),
+    "bert+pooler": ("Model", {"target_modules": ["query", "dense"], "exclude_modules": ["bert.pooler.dense"]}),
     "bert-odd": ("Model", {"target_modules": ["query", "key", "value", "dense"], "use_rslora": True}),
     "distilbert": (
         "ForMaskedLM",
@@ -64,7 +65,7 @@ def train(directory: Path, name: str, kind: str, settings: dict[str, Any], *, ta
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    base_dir = write_base(directory / "base", name, kind)
+    base_dir = write_base(directory / "base", name.partition("+")[0], kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         auto = transformers.AutoModelForSequenceClassification if task == "SEQ_CLS" else transformers.AutoModel
