@@ -318,3 +318,21 @@ def test_what_cannot_be_trained_is_refused_with_a_way_out(
     with pytest.raises(error, match=message):
         train(settings)
     assert not Path(settings.out).exists()
+
+
+def test_a_sentence_models_dense_layer_is_computed_in_f32_beside_a_model_in_bf16(told: Any, tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    base = write_model(tmp_path / "sentences", "bert")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    (base / "modules.json").write_text(json.dumps([{"path": path, "type": kind} for path, kind in kinds.items()]))
+    for path, values in {
+        "1_Pooling": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True},
+        "2_Dense": {"in_features": 32, "out_features": 8, "bias": False},
+    }.items():
+        (base / path).mkdir()
+        (base / path / "config.json").write_text(json.dumps(values))
+    save_file({"linear.weight": np.eye(8, 32, dtype=np.float32)}, base / "2_Dense" / "model.safetensors")
+    run = train(told("embedding", "bert", base=base, task="embedding", dtype="bf16"))
+    assert run.metrics["valid"]["recall@5"] > 0

@@ -172,10 +172,11 @@ class EmbeddingTask(RowTask):
         extra = {"use_cache": False} if self.kind == "decoder" else {}
         states = model(**batch.inputs, **extra).last_hidden_state.float()  # (rows, tokens, hidden)
         found = pool(states, batch.inputs["attention_mask"], self.pooling)
-        for layer in self.dense:
-            bias = None if layer.bias is None else torch.from_numpy(layer.bias).to(found.device)
-            found = torch.nn.functional.linear(found, torch.from_numpy(layer.weight).to(found.device), bias)
-            found = getattr(torch.nn.functional, layer.activation)(found) if layer.activation else found
+        with torch.autocast(found.device.type, enabled=False):
+            for layer in self.dense:
+                bias = None if layer.bias is None else torch.from_numpy(layer.bias).to(found.device)
+                found = torch.nn.functional.linear(found, torch.from_numpy(layer.weight).to(found.device), bias)
+                found = getattr(torch.nn.functional, layer.activation)(found) if layer.activation else found
         return torch.nn.functional.normalize(found, dim=-1)
 
     def _loss(self, found: torch.Tensor, batch: RowBatch) -> torch.Tensor:
