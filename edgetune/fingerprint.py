@@ -51,6 +51,40 @@ def fingerprint_gguf(path: Path) -> Fingerprint:
     return Fingerprint(weights=digest.hexdigest())
 
 
+def transformer_dir(model_dir: Path) -> Path:
+    """Where config.json, weights and tokenizer of a Hugging Face directory are: there, or in the first of its modules.
+
+    Some sentence-transformers directories keep them in 0_Transformer, and only modules.json at the top.
+    """
+    if (model_dir / "config.json").is_file():
+        return model_dir
+    return next(iter(_module_dirs(model_dir)), model_dir)
+
+
+def settings_sha256(model_dir: Path) -> str:
+    """SHA-256 of what decides a converted model beside weights and tokenizer: configs, pooling, the layers after it."""
+    inside = transformer_dir(model_dir)
+    paths = [*model_dir.glob("*.json"), *inside.glob("*.json")]
+    for folder in _module_dirs(model_dir):
+        if folder.resolve() not in (model_dir.resolve(), inside.resolve()):
+            paths += [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")]
+    digest = hashlib.sha256()
+    for path in sorted(set(paths)):
+        digest.update(f"{path.relative_to(model_dir)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _module_dirs(model_dir: Path) -> list[Path]:
+    """The directories that modules.json names, in its order; those outside of `model_dir` are left out."""
+    try:
+        listed = json.loads((model_dir / "modules.json").read_text(encoding="utf-8"))
+        folders = [model_dir / str(module["path"]) for module in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    top = model_dir.resolve()
+    return [folder for folder in folders if folder.is_dir() and top in (folder.resolve(), *folder.resolve().parents)]
+
+
 def text_sha256(text: str | None) -> str:
     """SHA-256 of `text` as UTF-8; empty for no text."""
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
@@ -58,8 +92,9 @@ def text_sha256(text: str | None) -> str:
 
 def read_chat_template(model_dir: Path) -> str | None:
     """The default chat template of a Hugging Face directory, wherever it keeps it; None when there is none."""
+    folder = transformer_dir(model_dir)
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
-        path = model_dir / name
+        path = folder / name
         if not path.is_file():
             continue
         try:
@@ -87,6 +122,7 @@ def safetensors_files(model_dir: Path) -> list[Path]:
 
     Raises `UnsupportedError` when there are none, `CorruptFileError` for a broken index or a missing shard.
     """
+    model_dir = transformer_dir(model_dir)
     index_path = model_dir / "model.safetensors.index.json"
     if index_path.is_file():
         try:
@@ -155,8 +191,9 @@ def _check_entry(name: str, entry: dict[str, Any]) -> int:
 
 
 def _tokenizer_sha256(model_dir: Path) -> str:
+    folder = transformer_dir(model_dir)
     for name in _TOKENIZER_FILES:
-        path = model_dir / name
+        path = folder / name
         if path.is_file():
             return hashlib.sha256(path.read_bytes()).hexdigest()
     return ""

@@ -12,7 +12,13 @@ import pytest
 from edgetune.artifacts import Fingerprint
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.events import Event, Progress
-from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template, read_safetensors_header, safetensors_files
+from edgetune.fingerprint import (
+    fingerprint_checkpoint,
+    read_chat_template,
+    read_safetensors_header,
+    safetensors_files,
+    settings_sha256,
+)
 
 TENSORS = {"a.weight": bytes(range(16)), "b.weight": bytes(range(100, 132)), "c.bias": b"\0\1\2\3"}
 
@@ -165,3 +171,21 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 def test_the_template_is_found_wherever_it_is(tmp_path: Path, file: str, content: str, expected: str | None) -> None:
     (tmp_path / file).write_text(content)
     assert read_chat_template(tmp_path) == expected
+
+
+def test_settings_are_told_apart_by_labels_pooling_and_layers_after_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "good"}}')
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]')
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    write_safetensors(tmp_path / "2_Dense" / "model.safetensors", TENSORS)
+    seen = {settings_sha256(tmp_path)}
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    seen.add(settings_sha256(tmp_path))
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "bad"}}')
+    seen.add(settings_sha256(tmp_path))
+    write_safetensors(tmp_path / "2_Dense" / "model.safetensors", {**TENSORS, "c.bias": b"\0\1\2\4"})
+    seen.add(settings_sha256(tmp_path))
+    assert len(seen) == 4
+    (tmp_path / "model-F16.gguf").write_bytes(b"made from it")
+    assert settings_sha256(tmp_path) in seen

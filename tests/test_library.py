@@ -328,3 +328,16 @@ def test_piped_lists_have_one_line_an_entry(tmp_path: Path) -> None:
     assert lines[0].split() == ["name", "kind", "size", "changed", "path"]
     assert [line for line in lines if line.endswith(str(path))]
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_sentence_model_whose_transformer_has_its_own_directory(tmp_path: Path) -> None:
+    model = tmp_path / "sentences"
+    write_safetensors_dir(model / "0_Transformer", architecture="BertModel")
+    assert library.classify(model) is None
+    (model / "modules.json").write_text('[{"path": "0_Transformer", "type": "models.Transformer"}]')
+    assert library.classify(model) == "checkpoint"
+    assert library.describe(model).architecture == "BertModel"
+    assert library.describe(model).fingerprint.weights == fingerprint_checkpoint(model / "0_Transformer").weights
+    (model / "modules.json").write_text('[{"path": "../elsewhere", "type": "models.Transformer"}]')
+    write_safetensors_dir(tmp_path / "elsewhere")
+    assert library.classify(model) is None

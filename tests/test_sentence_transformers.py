@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converters import ConverterError, CorruptCheckpoint, UnsupportedModel, convert_base
+from edgetune.cli.main import run
 from edgetune.head import pool, read_head
 from tests.encoders import write_encoder
 
@@ -124,13 +125,21 @@ def test_texts_are_lower_cased_where_the_files_say_so(model_dir: Path, tmp_path:
     assert ids[False] == ["[CLS]", "The", "F", "##O", "##X", "[SEP]"]
 
 
-def test_a_model_in_a_directory_of_its_own(tmp_path: Path) -> None:
+def test_a_model_in_a_directory_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_encoder(tmp_path / "model" / "0_Transformer", "bert")
     write_modules(tmp_path / "model", [pooling(pooling_mode_cls_token=True)], inside="0_Transformer")
     convert_base(tmp_path / "model", tmp_path / "model.gguf")
     head = read_head(tmp_path / "model.gguf")
     assert head is not None
     assert head.pooling == "cls"
+    vectors = []
+    for source in (tmp_path / "model", tmp_path / "model.gguf"):
+        out = tmp_path / f"{source.name}.npy"
+        assert run(["embed", str(source), "the quick fox", "-o", str(out)]) == 0
+        vectors.append(np.load(out)[0])
+    assert vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1]) > 0.9999
+    assert run(["train", "-m", str(tmp_path / "model"), "-d", str(tmp_path), "--task", "embedding"]) == 3
+    assert "keeps its model in 0_Transformer" in capsys.readouterr().err
 
 
 REFUSED: dict[str, tuple[type[ConverterError], list[Module]]] = {

@@ -135,11 +135,12 @@ def as_gguf(base: Path, *, sink: Sink) -> Path:
     """`base` if it is a GGUF, else the GGUF made of that Hugging Face directory; made once and kept in the cache."""
     if base.is_file():
         return base
-    from edgetune.fingerprint import fingerprint_checkpoint
+    from edgetune.fingerprint import fingerprint_checkpoint, settings_sha256
     from edgetune.paths import cache_dir
 
     fingerprint = fingerprint_checkpoint(base, sink=sink)
-    key = "-".join(part[:12] for part in (fingerprint.weights, fingerprint.tokenizer, fingerprint.template) if part)
+    parts = (fingerprint.weights, fingerprint.tokenizer, fingerprint.template, settings_sha256(base))
+    key = "-".join(part[:12] for part in parts if part)
     path = cache_dir() / "gguf" / key / f"{base.resolve().name}.gguf"
     if not _is_whole(path):
         from edgetune.export import export_base

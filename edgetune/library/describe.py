@@ -13,7 +13,13 @@ from typing import Any
 
 from edgetune.artifacts import RUN_RECORD, RUN_RECORD_KEY, Fingerprint, Run
 from edgetune.errors import CorruptFileError, UsageError
-from edgetune.fingerprint import fingerprint_checkpoint, read_chat_template, read_safetensors_header, safetensors_files
+from edgetune.fingerprint import (
+    fingerprint_checkpoint,
+    read_chat_template,
+    read_safetensors_header,
+    safetensors_files,
+    transformer_dir,
+)
 from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
 from edgetune.library.index import Kind, classify, entry_name
 from edgetune.library.sizes import Sizes, sizes_from_config, sizes_from_gguf
@@ -80,7 +86,7 @@ def disk_bytes(path: Path) -> int:
 
 def read_config(model_dir: Path) -> dict[str, Any]:
     """config.json of `model_dir`; raises `CorruptFileError` when it is missing or not a JSON object."""
-    path = model_dir / "config.json"
+    path = transformer_dir(model_dir) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

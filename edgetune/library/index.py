@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgetune.errors import CorruptFileError, EdgetuneError, UsageError
+from edgetune.fingerprint import transformer_dir
 from edgetune.gguf_header import read_gguf
 from edgetune.paths import home_dir, write_json
 
@@ -112,7 +113,7 @@ def classify(path: Path) -> Kind | None:
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             return "run"
-        return "checkpoint" if (path / "config.json").is_file() else None
+        return "checkpoint" if (transformer_dir(path) / "config.json").is_file() else None
     if not path.is_file() or path.suffix.lower() != ".gguf":
         return None
     try:
@@ -123,7 +124,7 @@ def classify(path: Path) -> Kind | None:
 
 def entry_name(path: Path, kind: Kind) -> str:
     """The name `path` goes by: its own without the suffix; a run's name for the adapter files inside it."""
-    if kind == "adapter" and path.stem.lower().startswith("adapter"):
+    if kind == "adapter" and path.stem.lower().startswith("adapter") and path.parent != _models_dir():
         return path.parent.name
     return path.stem if kind in ("model", "adapter") else path.name
 

@@ -141,7 +141,7 @@ def _candidates(place: Path) -> Iterator[Path]:
     """`place` itself, the GGUF files in it, and, of a model directory, those beside it."""
     yield place
     yield from (child for child in _children(place) if child.suffix.lower() == ".gguf")
-    if place.is_dir() and (place / "config.json").is_file():
+    if classify(place) == "checkpoint":
         yield from (child for child in _children(place.parent) if child.suffix.lower() == ".gguf")
 
 

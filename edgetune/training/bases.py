@@ -15,7 +15,7 @@ from edgetune.data.char_text import load_chars
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Sink
 from edgetune.export import BASE_CONFIG
-from edgetune.fingerprint import fingerprint_checkpoint, fingerprint_gguf, read_chat_template
+from edgetune.fingerprint import fingerprint_checkpoint, fingerprint_gguf, read_chat_template, transformer_dir
 from edgetune.gguf_header import read_gguf, read_gguf_header
 from edgetune.library import find_model
 from edgetune.paths import write_json
@@ -32,6 +32,11 @@ def find_base(name_or_path: str) -> Path:
     path = find_model(name_or_path)
     if (path / RUN_RECORD).is_file() and not (path / "config.json").is_file():
         raise UsageError(f"{path} is a run, not a base model.", hint="To go on with it: edgetune train --resume RUN.")
+    if path.is_dir() and (inside := transformer_dir(path)) != path:
+        raise UnsupportedError(
+            f"{path} keeps its model in {inside.name}, and is trained on only with that at its top.",
+            hint=f'Move the files in {inside.name} up, and make its "path" in modules.json empty.',
+        )
     read_raw_config(path)
     return path
 
