@@ -24,7 +24,9 @@ from edgetune.explain.words import percent, visible
 from edgetune.export import export_adapter
 from tests.adapters import write_adapter
 from tests.checkpoints import DECODERS, randomize
+from tests.encoders import write_encoder
 from tests.ggufs import base_gguf, checkpoint
+from tests.seq2seq_checkpoints import write_seq2seq
 
 PROMPT = "The quick brown fox jumps over the lazy dog and 42 cats"
 GREEDY = Sampling(temp=0.0, seed=1)
@@ -237,3 +239,22 @@ def test_shares_for_people() -> None:
 def test_an_empty_prompt_with_a_bos_token_is_still_the_models_business() -> None:
     with pytest.raises(UsageError, match="empty"):
         explain_gguf(base_gguf("llama", chat_template=None), "")
+
+
+@pytest.mark.parametrize(("family", "told"), [("bert", "is made for embedding"), ("t5", "is an encoder-decoder")])
+def test_a_gguf_of_an_encoder_names_the_way_out(
+    family: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converters import convert_base
+
+    if family == "t5":
+        write_seq2seq(tmp_path / "model", "t5")
+    else:
+        write_encoder(tmp_path / "model", family)
+    convert_base(tmp_path / "model", tmp_path / "model.gguf")
+    assert run(["explain", str(tmp_path / "model.gguf"), "fox"]) == 3
+    refused = capsys.readouterr().err
+    assert told in refused
+    assert "--engine torch" in refused
+    assert run(["explain", str(tmp_path / "model"), "fox", "-n", "1"]) == 0
+    assert "Converting" not in capsys.readouterr().err

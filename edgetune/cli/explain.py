@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgetune.explain.page import Explanation
 
 _STEPS = 8
+_WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @click.command("explain", context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,14 +95,33 @@ def _explain(
     kind = classify(path)
     if engine == "torch" and path.is_file():
         raise UsageError(f"torch runs Hugging Face directories, and {path} is a GGUF file.", hint="Use --engine llama.")
+    is_directory = kind in ("checkpoint", "run")
+    if engine == "auto" and is_directory and not _continues_text(path):
+        engine = "torch"
     if engine != "torch":
         try:
             return _in_llama(model, prompt, lora, threads, arguments, sink)
         except UnsupportedError as error:
-            if engine == "llama" or kind not in ("checkpoint", "run"):
+            if engine == "llama" or not is_directory:
                 raise
             say(f"{error.message} torch explains it instead.")
     return _in_torch(path, prompt, lora, arguments, sink)
+
+
+def _continues_text(path: Path) -> bool:
+    """Whether the Hugging Face directory or run at `path` is of a decoder, which is worth converting for llama.cpp."""
+    from edgetune.export import find_base_dir
+    from edgetune.library import classify, read_config
+
+    try:
+        base = find_base_dir(path) if classify(path) == "run" else path
+    except UsageError:
+        return True  # a run whose directory is away may have a GGUF base
+    if base.is_file():
+        return True
+    config = read_config(base)
+    architecture = str((config.get("architectures") or [""])[0])
+    return not config.get("is_encoder_decoder") and architecture.endswith(_WRITING)
 
 
 def _in_llama(
@@ -118,9 +138,10 @@ def _in_llama(
 
 def _in_torch(path: Path, prompt: str, lora: Sequence[str], arguments: dict[str, Any], sink: Sink) -> Explanation:
     from edgetune.explain.checkpoint_run import explain_checkpoint
+    from edgetune.library import classify
 
     adapters = [_peft_directory(value) for value in lora]
-    if not (path / "config.json").is_file():
+    if classify(path) == "run":
         from edgetune.export import find_base_dir
 
         adapters, path = [(path, 1.0), *adapters], find_base_dir(path)

@@ -18,8 +18,8 @@ from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.protocol import Candidate, LoraSpec
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
 from edgetune.engine.tap import Tap
-from edgetune.engine.tokenizer import GgufTokenizer
-from edgetune.errors import UsageError
+from edgetune.engine.tokenizer import GgufTokenizer, check_writes_text
+from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
 from edgetune.explain.anatomy import read_anatomy
 from edgetune.explain.filters import entropy, iter_filters, softmax
@@ -90,8 +90,10 @@ def explain_gguf(
     """Follow `prompt` through the decoder at `path`; with `lora`, through the base and through the adapted model.
 
     `chat` puts it into the model's template as a user's turn. `steps` is how often the loop goes round. Raises
-    `UsageError` for a prompt that is empty or too long, and what opening the model raises.
+    `UnsupportedError` for an encoder or encoder-decoder, `UsageError` for a prompt that is empty or too long, and what
+    opening the model raises.
     """
+    _check_decoder(path)
     sampling = sampling or Sampling()
     if sampling.seed == RANDOM_SEED:
         sampling = replace(sampling, seed=random.randrange(1 << 31))
@@ -121,6 +123,20 @@ def explain_gguf(
         runs=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _check_decoder(path: Path) -> None:
+    header = read_gguf_header(path)
+    hint = "Give the Hugging Face directory it was made from: edgetune explain DIR PROMPT --engine torch"
+    if header.architecture.startswith("t5"):
+        raise UnsupportedError(
+            f"{path} is an encoder-decoder, and from a GGUF file only decoders are explained.", hint=hint
+        )
+    try:
+        check_writes_text(header)
+    except UnsupportedError as error:
+        reason = error.message.removesuffix(".")
+        raise UnsupportedError(f"{reason}, and from a GGUF file only decoders are explained.", hint=hint) from error
 
 
 def _encode(path: Path, prompt: str, *, chat: bool, system: str) -> tuple[list[int], str]:
