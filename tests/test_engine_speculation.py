@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from converters import convert_base
+from edgetune.engine.draft import DraftModel
 from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.speculation import DraftLength, NgramDrafter, StepCosts
@@ -107,6 +108,16 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     convert_base(embedded_model_dir(), pocket)
     with pytest.raises(MismatchError, match="another vocabulary"):
         LlamaEngine.open(base_gguf(), threads=1, draft=str(pocket))
+
+
+def test_a_draft_model_is_tried_before_anything_was_measured(plain: LlamaEngine) -> None:
+    class Small(DraftModel):
+        cost = 0.1
+
+    ids = plain.tokenizer.encode("hello world")
+    with LlamaEngine.open(base_gguf(), threads=1) as engine:
+        drafter = Small(engine, plain)
+        assert DraftLength(StepCosts(), drafter).choose(drafter.find(ids), 15) > 0
 
 
 def test_ngrams_find_the_latest_and_longest_context() -> None:

@@ -12,8 +12,9 @@ from edgetune.errors import MismatchError
 if TYPE_CHECKING:
     from edgetune.engine.llama import LlamaEngine
 
-_FOUNDED = 8
-"""A model's guesses are all alike: as good as a text match of this many tokens, until their record says otherwise."""
+_FOUNDED = 32
+"""A model's guesses are all alike: as good as the longest text match, until their record says otherwise. With less it
+would not be tried where a step over several tokens costs as much as on a CPU, and so never have a record."""
 _GREEDY = Sampling(temp=0, ignore_eos=True)
 
 
