@@ -15,7 +15,7 @@ from edgetune.cli.models import command
 from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.gguf_header import read_gguf
-from edgetune.library.index import Entry
+from edgetune.library.index import Entry, entry_name
 from tests.gguf_files import BASE, MODEL_SHAPES, OTHER_BASE, write_adapter, write_model
 
 
@@ -341,3 +341,9 @@ def test_a_sentence_model_whose_transformer_has_its_own_directory(tmp_path: Path
     (model / "modules.json").write_text('[{"path": "../elsewhere", "type": "models.Transformer"}]')
     write_safetensors_dir(tmp_path / "elsewhere")
     assert library.classify(model) is None
+
+
+def test_an_adapter_file_goes_by_its_run_but_not_by_the_librarys_own_folder(tmp_path: Path) -> None:
+    folder = Path(os.environ["EDGETUNE_HOME"]).resolve() / "models"
+    assert entry_name(folder / "adapter-F16.gguf", "adapter") == "adapter-F16"
+    assert entry_name(tmp_path / "mine" / "adapter-F16.gguf", "adapter") == "mine"
