@@ -38,6 +38,7 @@ def compare(ours: Explanation, torch: Explanation) -> None:
         assert [token.id for token in mine_stack.tokens] == [token.id for token in other_stack.tokens]
         assert len(mine_stack.blocks) == len(other_stack.blocks)
         assert mine_stack.attention is not None
+        assert other_stack.attention is not None
         np.testing.assert_allclose(mine_stack.attention, other_stack.attention, atol=2e-3)
         for block, expected in zip(mine_stack.blocks, other_stack.blocks, strict=True):
             assert block.norm == pytest.approx(expected.norm, rel=1e-2)
