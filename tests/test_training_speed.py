@@ -420,9 +420,9 @@ def test_a_step_that_does_not_fit_goes_on_with_smaller_passes(tmp_path: Path, mo
 
     real, most = loop.Loop._backward, [0]
 
-    def backward(self: Any, batches: Any, denominator: float, denominator: float) -> float:
+    def backward(self: Any, batches: Any, denominator: float) -> float:
         if any(batch.input_ids.numel() > most[0] for batch in batches):
-            real(self, batches[:1], denominator, denominator)
+            real(self, batches[:1], denominator)
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return real(self, batches, denominator)
 
