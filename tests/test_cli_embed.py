@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.cli.main import run
 from edgetune.errors import ExitCode
 from edgetune.export import export_base
+from edgetune.fingerprint import fingerprint_checkpoint
 from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf
 
@@ -96,3 +99,40 @@ def test_what_cannot_be_done_is_refused(gguf: str, tmp_path: Path, capsys: pytes
     assert run(["embed", gguf, "a", "--prompt-name", "query", "-t", "1"]) == ExitCode.USAGE
     assert run(["embed", decoder, "a", "-t", "1"]) == ExitCode.OK
     assert "warning" in capsys.readouterr().err
+
+
+def test_torch_refuses_what_llama_cpp_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = write_encoder(tmp_path / "whole", "bert", "ForSequenceClassification")
+    refused: dict[str, str] = {}
+    for name in ("no tokenizer files", "truncated", "4 labels"):
+        damaged = shutil.copytree(whole, tmp_path / name)
+        weights, config = damaged / "model.safetensors", damaged / "config.json"
+        if name == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        elif name == "4 labels":
+            labels = {str(number): f"L{number}" for number in range(4)}
+            config.write_text(json.dumps({**json.loads(config.read_text()), "id2label": labels}))
+        else:
+            (damaged / "vocab.txt").unlink()
+        assert run(["classify", str(damaged), "a fox", "--engine", "torch"]) == ExitCode.FAILED
+        refused[name] = capsys.readouterr().err
+    assert all(name in told for name, told in refused.items()), refused
+    assert run(["classify", str(whole), "a fox", "--engine", "torch"]) == 0
+
+
+def test_torch_refuses_a_run_of_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, other = (
+        write_encoder(tmp_path / name, "bert", "ForSequenceClassification", seed=seed)
+        for seed, name in enumerate(("base", "other"))
+    )
+    fingerprint = fingerprint_checkpoint(base)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    record = Run(path=run_dir, base_path=base, base_name="base", fingerprint=fingerprint).record()
+    (run_dir / RUN_RECORD).write_text(json.dumps(record))
+    asked = ["classify", str(other), "a fox", "--engine", "torch", "--lora", str(run_dir)]
+    assert run(asked) == ExitCode.UNSUPPORTED
+    assert "was trained on base" in capsys.readouterr().err
+    run([*asked, "--force"])
+    assert "was trained on base" not in capsys.readouterr().err

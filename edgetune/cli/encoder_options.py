@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgetune.cli.generate_engine import check_run_base
 from edgetune.cli.model_options import choose_model, layer_count
 from edgetune.cli.progress import say, show_progress
 from edgetune.errors import UnsupportedError, UsageError
@@ -70,14 +71,14 @@ def open_model(model: str, options: dict[str, Any], *, sink: Sink) -> Encoder:
     engine, dtype, verbose = options.pop("engine"), options.pop("dtype"), options.pop("verbose")
     llama_options = {name: options.pop(name) for name in ("gpu_layers", "threads", "flash_attn")}
     if engine == "torch":
-        return _open_torch(model, lora, dtype=dtype, threads=llama_options["threads"])
+        return _open_torch(model, lora, force=force, dtype=dtype, threads=llama_options["threads"])
     try:
         choice = choose_model(model, lora, sink=sink)
     except UnsupportedError as error:
         if engine == "llama" or not _is_directory(model):
             raise
         sink(Notice(f"{error.message} It runs in torch instead."))
-        return _open_torch(model, lora, dtype=dtype, threads=llama_options["threads"])
+        return _open_torch(model, lora, force=force, dtype=dtype, threads=llama_options["threads"])
     from edgetune.cli.last_words import speak_before_aborting
     from edgetune.engine.encoder_llama import open_llama_encoder
     from edgetune.gguf_header import read_gguf_header
@@ -122,7 +123,7 @@ def _is_directory(model: str) -> bool:
     return find_model(model).is_dir()
 
 
-def _open_torch(model: str, lora: Sequence[str], *, dtype: str, threads: int) -> Encoder:
+def _open_torch(model: str, lora: Sequence[str], *, force: bool, dtype: str, threads: int) -> Encoder:
     from edgetune.library import classify, find_model
 
     path = find_model(model)
@@ -137,6 +138,8 @@ def _open_torch(model: str, lora: Sequence[str], *, dtype: str, threads: int) ->
         adapter = find_model(lora[0])
         if classify(adapter) != "run":
             raise UsageError(f"{lora[0]} is no PEFT directory.", hint="With --engine torch give a run's directory.")
+        if not force:
+            check_run_base(adapter, path)
     try:
         import torch
 

@@ -138,11 +138,11 @@ def _torch_files(model: str | None, lora: Sequence[str], *, engine: str, force: 
                 hint="Give the run it was made from.",
             )
         if not force:
-            _check_base(adapter.path, base)
+            check_run_base(adapter.path, base)
     return _TorchFiles(base, tuple(adapters))
 
 
-def _check_base(adapter_dir: Path, base: Path) -> None:
+def check_run_base(adapter_dir: Path, base: Path) -> None:
     """Refuse an adapter whose record says that it was trained on other weights."""
     from edgetune.export import load_run
     from edgetune.fingerprint import fingerprint_checkpoint

@@ -23,7 +23,7 @@ from edgetune.explain.checkpoint_anatomy import blocks_of, build_anatomy, final_
 from edgetune.explain.filters import entropy, iter_filters, softmax
 from edgetune.explain.lens import divergence
 from edgetune.explain.page import BlockRun, Explanation, Guess, Lensed, ModelKind, Option, Run, StackRun, Step, Token
-from edgetune.fingerprint import transformer_dir
+from edgetune.fingerprint import read_safetensors_header, safetensors_files, transformer_dir
 
 MOST_TOKENS = 512
 """As `gguf_run.MOST_TOKENS`."""
@@ -125,6 +125,8 @@ def load(model_dir: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Loaded
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model_dir = transformer_dir(model_dir)
+    for file in safetensors_files(model_dir):
+        read_safetensors_header(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.engine.encoder import Encoder, Profile
 from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
 from edgetune.engine.torch.adapters import READERS, read_with_peft
+from edgetune.engine.torch.loading import TOKENIZER_FILES
 from edgetune.engine.torch.sentence_modules import SentenceModules, read_modules
 from edgetune.errors import CorruptFileError, UnsupportedError
-from edgetune.fingerprint import read_safetensors_header
+from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.head import POOLINGS, Array, Head, HeadLayer, Pooling
 
 Dtype = Literal["auto", "f32", "bf16"]
@@ -218,6 +219,9 @@ def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype
         "trust_remote_code": False,
         "use_safetensors": True,
     }
+    headers = [read_safetensors_header(path)[0] for path in safetensors_files(model_dir)]
+    if adapter_dir is None and labels:
+        _check_head_size({name: entry["shape"] for header in headers for name, entry in header.items()}, len(labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -234,6 +238,16 @@ def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise _unloadable(model_dir, adapter_dir, error) from error
     return model.eval().to(device)
+
+
+def _check_head_size(shapes: Mapping[str, Sequence[int]], count: int) -> None:
+    for head in _HEADS:
+        shape = shapes.get(f"{head}.weight")
+        if shape and shape[0] != count:
+            raise CorruptFileError(
+                f"The tensor '{head}.weight' has {shape[0]} rows, and config.json {count} labels.",
+                hint="Use the config.json that belongs to these weights.",
+            )
 
 
 def _dtype(asked: Dtype, device: str) -> Any:
@@ -256,6 +270,12 @@ def _cpu_computes_bf16() -> bool:
 def _tokenizer(modules: SentenceModules) -> Any:
     import transformers
 
+    # transformers makes an empty tokenizer where there is none.
+    if not any((modules.transformer_dir / name).is_file() for name in TOKENIZER_FILES):
+        raise CorruptFileError(
+            f"{modules.transformer_dir} has no tokenizer files.",
+            hint="Put the model's tokenizer.json beside its weights.",
+        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             modules.transformer_dir, local_files_only=True, trust_remote_code=False

@@ -23,7 +23,7 @@ Dtype = Literal["auto", "f32", "bf16", "int8"]
 DTYPES = get_args(Dtype)
 _HEADROOM = 1.2
 """Memory a model needs, as a multiple of its weights."""
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
 )  # fmt: skip
 
@@ -119,7 +119,7 @@ def load_vocabulary(
     import transformers
 
     hint = "Copy the tokenizer files (tokenizer.json, tokenizer_config.json) of this model into the directory."
-    if not any((model_dir / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
         characters = CharTokenizer.from_config(config)
         if characters is None:
             raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
