@@ -149,6 +149,8 @@ def _next_command(job: _Job, path: str) -> str:
     """How the file is used: a model that writes text is chatted with, others turn texts into labels or vectors."""
     header = read_gguf_header(job.out_path)
     task = header.metadata.get("edgetune.task", "embedding" if "bert" in header.architecture else None)
+    if job.is_adapter and header.architecture.startswith("t5"):
+        task = "seq2seq"
     if task in (None, "seq2seq"):
         return f"{'chat' if task is None else 'generate'} {'--lora ' if job.is_adapter else ''}{path}"
     verb = "embed" if task == "embedding" else "classify"
