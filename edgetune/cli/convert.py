@@ -323,10 +323,13 @@ def _verify(job: _Job, gguf: Gguf, *, data: Path | None, sink: Sink) -> ParityRe
 @contextmanager
 def _base_gguf(job: _Job, adapter: Gguf, sink: Sink) -> Iterator[Path]:
     """A GGUF of the adapter's base in full precision: one the library has, or one made for the moment."""
-    if found := _known_base(fingerprint_checkpoint(job.base_dir)):
+    # Sentence models of equal weights may differ in pooling, prompts and layers beside them: one is made anew.
+    run = load_run(job.source)
+    writes = run is None or run.task not in ("classification", "regression", "embedding")
+    if writes and (found := _known_base(fingerprint_checkpoint(job.base_dir))):
         yield found
         return
-    sink(Notice("The library has no 16-bit GGUF of the base; making one to compare with, and removing it afterwards."))
+    sink(Notice("Making a 16-bit GGUF of the base to compare with, and removing it afterwards."))
     with _unproven(job.out_path.with_name("base.gguf")) as path:
         export_base(job.base_dir, path, sink=sink)
         yield path
