@@ -259,3 +259,42 @@ def test_a_gguf_of_an_encoder_names_the_way_out(
     assert "--engine torch" in refused
     assert run(["explain", str(tmp_path / "model"), "fox", "-n", "1"]) == 0
     assert "Converting" not in capsys.readouterr().err
+
+
+def test_a_head_that_came_with_an_adapter_speaks(tmp_path: Path) -> None:
+    import peft
+    import torch
+    import transformers
+
+    from edgetune.artifacts import RUN_RECORD, Fingerprint, Run
+    from edgetune.paths import write_json
+    from tests.checkpoints import build_bpe_tokenizer
+
+    tokenizer = build_bpe_tokenizer(chat_template=None)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    base = transformers.BertModel(config)
+    randomize(base)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=4))
+    randomize(adapted, seed=1)
+    adapted.save_pretrained(tmp_path / "run")
+    run = Run(
+        tmp_path / "run", tmp_path / "base", "base", Fingerprint(), "classification", data={"labels": ["a", "b", "c"]}
+    )
+    write_json(tmp_path / "run" / RUN_RECORD, run.record())
+
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    reference = peft.PeftModel.from_pretrained(reference, tmp_path / "run").eval()
+    shown = explain_checkpoint(tmp_path / "base", PROMPT, adapters=[(tmp_path / "run", 1.0)])
+    assert len(shown.runs) == 1
+    assert "head came with the adapter" in shown.notes[0]
+    ids = torch.tensor([[token.id for token in shown.runs[0].stacks[0].tokens]])
+    with torch.no_grad():
+        expected = reference(ids).logits.softmax(-1)[0].tolist()
+    assert list(shown.runs[0].scores) == ["a", "b", "c"]
+    assert list(shown.runs[0].scores.values()) == pytest.approx(expected, abs=1e-4)

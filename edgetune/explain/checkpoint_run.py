@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune import artifacts
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
@@ -60,6 +61,9 @@ def explain_checkpoint(
     ids, rendered = loaded.encode(prompt, chat=chat, system=system)
     notes: list[str] = []
     names = [""] if not adapters else ["", " + ".join(path.resolve().name for path, _ in adapters)]
+    if loaded.head_is_adapters:
+        names = names[1:]
+        notes.append("The head came with the adapter: the base by itself has nothing to say.")
     runner = _Runner(loaded, ids, sampling, steps, notes)
     runs = []
     for number, name in enumerate(names):
@@ -91,6 +95,8 @@ class Loaded:
     tokenizer: Any
     """A transformers tokenizer."""
     model_dir: Path
+    head_is_adapters: bool = False
+    """Whether the head came with an adapter, so that the base by itself says nothing."""
 
     def encode(self, prompt: str, *, chat: bool, system: str) -> tuple[list[int], str]:
         """Token ids, and the text they stand for. Raises `UsageError`."""
@@ -131,10 +137,16 @@ def load(model_dir: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Loaded
         warnings.simplefilter("ignore")
         try:
             config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-            kind, auto = _kind(config)
+            labels = _trained_labels(adapters)
+            if labels:
+                config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+                kind, auto = "encoder", transformers.AutoModelForSequenceClassification
+            else:
+                kind, auto = _kind(config)
             base = auto.from_pretrained(
                 model_dir,
                 config=config,
+                ignore_mismatched_sizes=bool(labels),
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
@@ -150,7 +162,20 @@ def load(model_dir: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Loaded
         model = base
         for number, (path, scale) in enumerate(adapters):
             model = _adapted(model, path, scale, number)
-    return Loaded(model.eval(), base, config, kind, tokenizer, model_dir)
+    return Loaded(model.eval(), base, config, kind, tokenizer, model_dir, bool(labels))
+
+
+def _trained_labels(adapters: Sequence[tuple[Path, float]]) -> list[str]:
+    """What a head that came with an adapter says, by the run's record; empty when there is none."""
+    for path, _ in adapters:
+        if not (path / artifacts.RUN_RECORD).is_file():
+            continue
+        run = artifacts.Run.load(path)
+        if run.task == "regression":
+            return ["value"]
+        if run.task == "classification":
+            return [str(label) for label in run.data.get("labels") or ()]
+    return []
 
 
 def _kind(config: Any) -> tuple[ModelKind, Any]:
