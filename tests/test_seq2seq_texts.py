@@ -203,14 +203,14 @@ def test_a_decoder_runs_in_torch_as_well(tmp_path: Path) -> None:
 
 
 def test_the_run_record_is_no_adapter_of_another_base(tmp_path: Path) -> None:
-    from edgetune.cli.generate_engine import _check_base
+    from edgetune.cli.generate_engine import check_run_base
 
     base = write_seq2seq(tmp_path / "bart", "bart")
     lora = write_lora(tmp_path / "lora", base)
-    _check_base(lora, base)
+    check_run_base(lora, base)
     record = {
         "path": str(lora), "base_path": str(base), "base_name": "bart", "fingerprint": {"weights": "0" * 64},
     }  # fmt: skip
     (lora / "edgetune.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(MismatchError, match="other weights"):
-        _check_base(lora, base)
+        check_run_base(lora, base)
