@@ -138,6 +138,7 @@ def load(model_dir: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Loaded
         try:
             config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
             labels = _trained_labels(adapters)
+            kind: ModelKind
             if labels:
                 config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
                 kind, auto = "encoder", transformers.AutoModelForSequenceClassification
