@@ -127,3 +127,21 @@ def test_decoders_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_genuine_bart_spells_words(flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", str(SHARED_DATA / "models" / "g2p-bart-us"), "hello", *flags]) == 0
     assert capsys.readouterr().out == "h\u02c8\u025blO\n"
+
+
+def test_chat_refuses_before_it_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import transformers
+
+    from tests.checkpoints import build_bpe_tokenizer
+
+    tokenizer = build_bpe_tokenizer(chat_template=None)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    assert run(["chat", str(tmp_path / "bert"), "--plain"]) == 3
+    told = capsys.readouterr().err
+    assert "writes no text" in told
+    assert "edgetune embed" in told
+    assert "Converting" not in told

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgetune.cli.progress import say, show_progress
-from edgetune.errors import CorruptFileError, ResourceError, UsageError
+from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
     """Open MODEL, or the base of the adapters given, with what `model_options` added; those leave `options`."""
     lora, force = options.pop("lora"), options.pop("force")
     engine_options = {name: options.pop(name) for name in _ENGINE_OPTIONS}
+    _check_purpose(model)
     with show_progress() as sink:
         choice = choose_model(model, lora, sink=sink)
         engine_options["draft"] = _find_draft(engine_options["draft"], sink=sink)
@@ -111,6 +112,18 @@ def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
     elif not asked and engine.context_size < engine.trained_context:
         say(f"The context is {engine.context_size} of {engine.trained_context} tokens to spare memory; -c sets it.")
     return session
+
+
+def _check_purpose(model: str | None) -> None:
+    """Raise `UnsupportedError` for a directory of a model that writes nothing by itself, before it is converted."""
+    from edgetune.library import classify, find_model, purpose_of
+
+    if model is None or (kind := classify(path := find_model(model))) not in ("checkpoint", "run"):
+        return
+    purpose = purpose_of(path, kind)
+    if purpose != "chat":
+        what = "answers a source" if purpose == "generate" else "writes no text"
+        raise UnsupportedError(f"{path} {what}.", hint=f"Use it with edgetune {purpose}.")
 
 
 def choose_model(model: str | None, lora: Sequence[str], *, sink: Sink) -> ModelChoice:

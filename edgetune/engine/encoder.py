@@ -200,7 +200,7 @@ class Encoder:
                     raise UsageError(
                         f"Text {start + number + 1} is longer than the {self.profile.max_tokens} tokens that the model "
                         "takes.",
-                        hint="Cut it with --long truncate, or average over windows of it with --long window.",
+                        hint="Cut it with --long truncate; embed can also average over its parts (--long window).",
                     )
                 split = tokens.is_cut and long == "window" and isinstance(part[number], str)
                 chosen = tokens.windows if split else tokens.windows[:1]
