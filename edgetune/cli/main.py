@@ -15,6 +15,7 @@ import click
 
 from edgetune import __version__
 from edgetune.errors import EdgetuneError, ExitCode
+from edgetune.event_lines import EVENTS_VARIABLE
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgetune.cli.train", "Train an adapter on your data."),
@@ -145,6 +146,9 @@ def _leave_in_order() -> None:
     def leave(number: int, _: object) -> NoReturn:
         sys.exit(ExitCode.INTERRUPTED)
 
+    if EVENTS_VARIABLE in os.environ and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A stage is stopped by this signal, also under a parent that was told to ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # What nohup ignores stays ignored.
