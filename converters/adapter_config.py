@@ -65,10 +65,6 @@ class AdapterConfig:
         return str(self.values.get("base_model_name_or_path") or "")
 
     @property
-    def use_dora(self) -> bool:
-        return bool(self.values.get("use_dora"))
-
-    @property
     def modules_to_save(self) -> tuple[str, ...]:
         return _names(self.values.get("modules_to_save"))
 

@@ -56,11 +56,6 @@ class JsonTokenizer:
         """
         return list(self._reader.encode(text, pair, add_special_tokens=add_special).ids)
 
-    def encode_with_types(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
-        """As `encode`, with the token type of every id."""
-        encoded = self._reader.encode(text, pair)
-        return list(encoded.ids), list(encoded.type_ids)
-
     def encode_rendered(self, rendered: Rendered) -> list[int]:
         """Token ids of a rendered template: its own control tokens as such, the messages' text as text."""
         from edgetune.template import split_control

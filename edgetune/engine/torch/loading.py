@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from edgetune.char_tokenizer import CharTokenizer
 from edgetune.engine.json_tokenizer import JsonTokenizer
@@ -20,7 +20,6 @@ from edgetune.hardware import available_memory
 
 Dtype = Literal["auto", "f32", "bf16", "int8"]
 """What a model is computed in; "auto" is bf16 for weights stored so, else f32. int8 is for CPUs."""
-DTYPES = get_args(Dtype)
 _HEADROOM = 1.2
 """Memory a model needs, as a multiple of its weights."""
 TOKENIZER_FILES = (
