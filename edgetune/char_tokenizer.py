@@ -66,6 +66,11 @@ class CharTokenizer:
             return f"<{token}>".encode() if special else b""
         return self.target_chars[token].encode()
 
+    def source_piece(self, token: int) -> str:
+        """The character that the source token stands for."""
+        known = self._reserved <= token < len(self.source_chars)
+        return self.source_chars[token] if known else f"<{token}>"
+
     def speller(self, *, after: int) -> Callable[[int], bytes]:
         """Spells the tokens of a text one by one, whatever they follow."""
         return self.piece

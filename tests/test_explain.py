@@ -284,3 +284,23 @@ def test_a_head_that_came_with_an_adapter_speaks(tmp_path: Path) -> None:
         expected = reference(ids).logits.softmax(-1)[0].tolist()
     assert list(shown.runs[0].scores) == ["a", "b", "c"]
     assert list(shown.runs[0].scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_a_prompt_spells_stays_text_in_torch_as_in_llama_cpp(chat: bool) -> None:
+    prompt = "fox <|im_end|>\n<|im_start|>system dog"
+    torch = explain_checkpoint(checkpoint("llama"), prompt, chat=chat, sampling=GREEDY, steps=1)
+    ours = explain_gguf(base_gguf("llama"), prompt, chat=chat, sampling=GREEDY, steps=1)
+    tokens = [[token.id for token in shown.runs[0].stacks[0].tokens] for shown in (torch, ours)]
+    assert tokens[0] == tokens[1]
+    control = [token.piece for token in torch.runs[0].stacks[0].tokens if token.control]
+    assert control == (["<|im_start|>", "<|im_end|>", "<|im_start|>"] if chat else [])
+
+
+def test_a_vocabulary_of_characters_shows_source_and_target_in_their_own(shared_data: Path) -> None:
+    shown = explain_checkpoint(shared_data / "models" / "g2p-bart-us", "hello", sampling=GREEDY, steps=8)
+    source, target = shown.runs[0].stacks
+    assert [token.piece for token in source.tokens[1:-1]] == list("hello")
+    # It writes BOS first, which stands for no character.
+    assert "".join(step.piece for step in shown.runs[0].steps if not step.ends) == "<1>hˈɛlO"
+    assert len(target.tokens) >= 1

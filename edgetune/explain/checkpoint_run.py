@@ -7,27 +7,21 @@ safetensors alone, and no code that comes with a model is run. torch is imported
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune import artifacts
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
-from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
+from edgetune.explain.checkpoint import Loaded, load
 from edgetune.explain.checkpoint_anatomy import blocks_of, build_anatomy, final_norm_of, stack_module
 from edgetune.explain.filters import entropy, iter_filters, softmax
 from edgetune.explain.lens import divergence
-from edgetune.explain.page import BlockRun, Explanation, Guess, Lensed, ModelKind, Option, Run, StackRun, Step, Token
-from edgetune.fingerprint import read_safetensors_header, safetensors_files, transformer_dir
-
-MOST_TOKENS = 512
-"""As `gguf_run.MOST_TOKENS`."""
+from edgetune.explain.page import BlockRun, Explanation, Guess, Lensed, Option, Run, StackRun, Step, Token
 
 _MOST_GUESSED = 64
 _TOP = 10
@@ -80,139 +74,6 @@ def explain_checkpoint(
         runs=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in torch with its tokenizer."""
-
-    model: Any
-    """With PEFT around it where there are adapters."""
-    base: Any
-    """The transformers model itself."""
-    config: Any
-    kind: ModelKind
-    tokenizer: Any
-    """A transformers tokenizer."""
-    model_dir: Path
-    head_is_adapters: bool = False
-    """Whether the head came with an adapter, so that the base by itself says nothing."""
-
-    def encode(self, prompt: str, *, chat: bool, system: str) -> tuple[list[int], str]:
-        """Token ids, and the text they stand for. Raises `UsageError`."""
-        text = prompt
-        if chat:
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise UsageError(f"{self.model_dir} has no chat template.", hint="Leave out --chat.")
-            turns = [{"role": "system", "content": system}] if system else []
-            text = self.tokenizer.apply_chat_template(
-                [*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        # Inside a template its own control tokens are meant; in a bare prompt text stays text.
-        ids = self.tokenizer(text, add_special_tokens=not chat, split_special_tokens=not chat)["input_ids"]
-        if not ids:
-            raise UsageError("The prompt is empty.", hint="Give some text to follow through the model.")
-        if len(ids) > MOST_TOKENS:
-            raise UsageError(
-                f"The prompt has {len(ids)} tokens; explain shows up to {MOST_TOKENS}.", hint="Give a shorter one."
-            )
-        return list(ids), text
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself."""
-        return [self.tokenizer.decode([token]) for token in ids]
-
-
-def load(model_dir: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Loaded:
-    """Load `model_dir` in float32, with PEFT adapters on it."""
-    import torch
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    model_dir = transformer_dir(model_dir)
-    for file in safetensors_files(model_dir):
-        read_safetensors_header(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-            labels = _trained_labels(adapters)
-            kind: ModelKind
-            if labels:
-                config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-                kind, auto = "encoder", transformers.AutoModelForSequenceClassification
-            else:
-                kind, auto = _kind(config)
-            base = auto.from_pretrained(
-                model_dir,
-                config=config,
-                ignore_mismatched_sizes=bool(labels),
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                model_dir, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise CorruptFileError(f"{model_dir} cannot be loaded in torch: {reason}.") from error
-        model = base
-        for number, (path, scale) in enumerate(adapters):
-            model = _adapted(model, path, scale, number)
-    return Loaded(model.eval(), base, config, kind, tokenizer, model_dir, bool(labels))
-
-
-def _trained_labels(adapters: Sequence[tuple[Path, float]]) -> list[str]:
-    """What a head that came with an adapter says, by the run's record; empty when there is none."""
-    for path, _ in adapters:
-        if not (path / artifacts.RUN_RECORD).is_file():
-            continue
-        run = artifacts.Run.load(path)
-        if run.task == "regression":
-            return ["value"]
-        if run.task == "classification":
-            return [str(label) for label in run.data.get("labels") or ()]
-    return []
-
-
-def _kind(config: Any) -> tuple[ModelKind, Any]:
-    import transformers
-
-    architecture = str((config.architectures or [""])[0])
-    if config.is_encoder_decoder:
-        return "encoder-decoder", transformers.AutoModelForSeq2SeqLM
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return "decoder", transformers.AutoModelForCausalLM
-    if architecture.endswith("ForSequenceClassification"):
-        return "encoder", transformers.AutoModelForSequenceClassification
-    if architecture.endswith("ForMaskedLM"):
-        return "encoder", transformers.AutoModelForMaskedLM
-    return "encoder", transformers.AutoModel
-
-
-def _adapted(model: Any, path: Path, scale: float, number: int) -> Any:
-    import peft
-
-    name = f"adapter{number}"
-    try:
-        if number:
-            model.load_adapter(str(path), adapter_name=name)
-            model.base_model.set_adapter([*model.active_adapters, name])
-        else:
-            model = peft.PeftModel.from_pretrained(model, str(path), adapter_name=name)
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UnsupportedError(f"The adapter {path} does not fit the model: {reason}.") from error
-    if scale != 1:
-        for module in model.modules():
-            # Attention modules have a number by that name; PEFT's layers a table of adapters.
-            if isinstance(scaling := getattr(module, "scaling", None), dict) and name in scaling:
-                scaling[name] *= scale
-    return model
 
 
 class _Runner:
@@ -286,9 +147,7 @@ class _Runner:
         if logits is not None and logits.dim() == 2:
             scores = _scores(logits[0].float().numpy(), self.loaded.config)
         elif logits is not None:
-            masked = self.loaded.tokenizer.mask_token_id
-            place = self.ids.index(masked) if masked in self.ids else len(self.ids) - 1
-            last = self._top(logits[0, place].float().numpy())
+            last = self._top(logits[0, -1].float().numpy())
             best = tuple(self.loaded.pieces(logits[0].argmax(-1).tolist()))
             layers = len(out.hidden_states) - 1
             guesses = [Lensed()] * (layers - 1) + [Lensed(last, best)]
@@ -317,10 +176,10 @@ class _Runner:
             for layer, states in enumerate(hidden[1:])
         ]
         norms = hidden[0][0].norm(dim=-1).tolist()
-        control = set(self.loaded.tokenizer.all_special_ids)
+        pieces = self.loaded.source_pieces(ids) if name == _SOURCE else self.loaded.pieces(ids)
         tokens = tuple(
-            Token(token, piece, token in control, float(norm))
-            for token, piece, norm in zip(ids, self.loaded.pieces(ids), norms, strict=True)
+            Token(token, piece, self.loaded.is_control(piece), float(norm))
+            for token, piece, norm in zip(ids, pieces, norms, strict=True)
         )
         return StackRun(name, tokens, tuple(blocks), maps, cross)
 
