@@ -21,10 +21,10 @@ from edgetune.engine.batch import Batch
 from edgetune.engine.encoder import Encoder, Profile, with_adapter_head
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, JsonEncoderTokenizer, LlamaEncoderTokenizer
 from edgetune.engine.json_tokenizer import JSON_KEY
-from edgetune.engine.loading import FLASH_ATTENTION, FlashAttention
+from edgetune.engine.loading import FLASH_ATTENTION, FlashAttention, gpu_layers_for, load_weights
 from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import LoraSpec
-from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header, vocab_overrides
+from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.gguf_tensors import GgufTensors
@@ -231,15 +231,8 @@ def open_llama_encoder(
 
 
 def _load(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
-    parameters = lib.llama_model_default_params()
-    has_gpu = any(device.kind in ("gpu", "igpu") for device in list_devices())
-    parameters.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 999 if has_gpu else 0
-    overrides = vocab_overrides(header)
-    parameters.kv_overrides = overrides
-    native.forget_errors()
-    model = lib.llama_model_load_from_file(native.path_bytes(path), parameters)
-    if not model:
-        raise native.failure(f"llama.cpp cannot load {path}")
+    gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
+    model = load_weights(path, header, gpu_layers=gpu_layers_for(header, gpu_layers, 0, gpus))
     if lib.llama_model_has_encoder(model) and lib.llama_model_has_decoder(model):
         lib.llama_model_free(model)
         raise UnsupportedError(

@@ -31,11 +31,8 @@ LOGIT_ROWS = 64
 """Positions whose logits one evaluation may return; bounds llama.cpp's output buffers."""
 
 
-def load_model(path: Path, header: GgufHeader, *, gpu_layers: int, has_encoder: bool = False) -> Any:
-    """The weights, mapped from the file.
-
-    Raises `UnsupportedError` for a model without a decoder, or with an encoder where none is expected.
-    """
+def load_weights(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
+    """The weights of a model of any kind, mapped from the file."""
     parameters = lib.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     overrides = vocab_overrides(header)
@@ -44,6 +41,15 @@ def load_model(path: Path, header: GgufHeader, *, gpu_layers: int, has_encoder: 
     model = lib.llama_model_load_from_file(native.path_bytes(path), parameters)
     if not model:
         raise native.failure(f"llama.cpp cannot load {path}")
+    return model
+
+
+def load_model(path: Path, header: GgufHeader, *, gpu_layers: int, has_encoder: bool = False) -> Any:
+    """The weights of a model that writes, mapped from the file.
+
+    Raises `UnsupportedError` for a model without a decoder, or with an encoder where none is expected.
+    """
+    model = load_weights(path, header, gpu_layers=gpu_layers)
     encodes, decodes = lib.llama_model_has_encoder(model), lib.llama_model_has_decoder(model)
     if not decodes or encodes != has_encoder:
         lib.llama_model_free(model)
