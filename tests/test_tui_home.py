@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -114,6 +115,29 @@ def test_everything_there_is_is_listed_and_described(tmp_path: Path, size: tuple
         await until(lambda: "128 tokens" in shown(home, "#about"))
 
     on_screen(scenario, size=size)
+
+
+def test_a_description_that_comes_while_the_screen_goes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def late(*_: object, **__: object) -> str:
+        asked.set()
+        gone.wait(60)
+        return "too late"
+
+    class GoesSlowly(Static):
+        async def on_unmount(self) -> None:
+            gone.set()
+            await asyncio.sleep(0.3)
+
+    async def scenario(pilot: Any, home: HomeScreen) -> None:
+        await home.mount(GoesSlowly())
+        monkeypatch.setattr("edgetune.tui.home.details", late)
+        home.action_reload()
+        await until(asked.is_set)
+
+    on_screen(scenario)
+    assert gone.is_set()
 
 
 def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from textual.screen import Screen
 
 from edgetune.chat.open_chat import OpenChat
 from edgetune.tui.composer import Composer
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.live import Notice
 from edgetune.tui.reply_run import ReplyRun
 from edgetune.tui.side_panel import SidePanel
@@ -28,7 +29,7 @@ TOP = 10
 """How many alternatives are recorded for each token."""
 
 
-class ChatBase(Screen[None]):
+class ChatBase(EndsWorkers, Screen[None]):
     """The state that the parts share."""
 
     def __init__(self, chat: OpenChat) -> None:

@@ -21,6 +21,7 @@ from edgetune.gguf_header import read_gguf_header
 from edgetune.template import ChatTemplate
 from edgetune.tui.adapter_list import fitting_adapters
 from edgetune.tui.controls import Control, ControlList
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.sampling_controls import CUSTOM, NUMBERS, changed
 from edgetune.tui.transcript import Transcript
 
@@ -48,7 +49,7 @@ class SideSetting:
         return () if self.adapter == _NONE else (LoraSpec(known[self.adapter], self.scale),)
 
 
-class CompareSettings(Screen[None]):
+class CompareSettings(EndsWorkers, Screen[None]):
     """The controls above each side."""
 
     def __init__(self, chat: OpenChat) -> None:

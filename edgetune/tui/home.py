@@ -25,6 +25,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.library import Entry
 from edgetune.tui.details import details
 from edgetune.tui.dialogs import AskDialog, LineDialog
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.palette import Palette
 from edgetune.tui.stage_view import StageView
 from edgetune.tui.stages import (
@@ -60,7 +61,7 @@ _ASKS = {
 }
 
 
-class HomeScreen(Screen[None]):
+class HomeScreen(EndsWorkers, Screen[None]):
     """What there is, and what to do with it."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]  # noqa: RUF012  (as Textual declares it)

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import ProgressBar, Static
 
 from edgetune.errors import EdgetuneError
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.visible import visible
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgetune.tui.app import EdgetuneApp
 
 
-class LoadingScreen(Screen[None]):
+class LoadingScreen(EndsWorkers, Screen[None]):
     """Opens a chat on the engine's thread and gives way to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -20,13 +20,14 @@ from edgetune.chat.exports import ExportKind, export
 from edgetune.chat.open_chat import OpenChat
 from edgetune.errors import EdgetuneError
 from edgetune.tui.dialogs import AskDialog, LineDialog, SafeInput
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.palette import Palette
 from edgetune.tui.visible import one_line
 
 _KINDS: dict[str, ExportKind] = {".md": "markdown", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
-class SessionsScreen(ModalScreen["str | None"]):
+class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
     """Returns the id of the chat to resume."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -15,10 +15,11 @@ from textual.widgets.option_list import Option
 from edgetune.chat.templates import PLACE, delete_template, load_template, save_template, template_names
 from edgetune.errors import EdgetuneError
 from edgetune.tui.dialogs import AskDialog, LineDialog, TextDialog
+from edgetune.tui.ending import EndsWorkers
 from edgetune.tui.visible import one_line, visible
 
 
-class TemplatesScreen(ModalScreen["str | None"]):
+class TemplatesScreen(EndsWorkers, ModalScreen["str | None"]):
     """Returns the text of the one that was chosen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
