@@ -13,7 +13,8 @@ from edgetune.data import Tokenized
 from edgetune.errors import ResourceError
 from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings
-from edgetune.training.packing import ATTENTION, ROW_STEP, PackedBatch, best_fit, collate_packed
+from edgetune.training.packed_kernels import LOOP
+from edgetune.training.packing import ROW_STEP, PackedBatch, best_fit, collate_packed
 from tests.checkpoints import randomize, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -191,7 +192,7 @@ def test_attention_that_crosses_sequences_is_noticed(monkeypatch: pytest.MonkeyP
     layout = speed_up(model, rows, told=told)
     assert told
     assert not any(isinstance(batch, PackedBatch) for batch in layout.batches([rows]))
-    assert model.get_base_model().config._attn_implementation != ATTENTION
+    assert model.get_base_model().config._attn_implementation != LOOP.name
 
 
 def test_packing_can_be_switched_off() -> None:
@@ -451,5 +452,5 @@ def test_a_model_that_packs_still_writes_what_it_wrote(family: str) -> None:
     asked: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 96}
     wanted = model.generate(input_ids=prompts, attention_mask=mask, **asked)
     speed_up(model, rows)
-    assert model.get_base_model().config._attn_implementation == ATTENTION
+    assert model.get_base_model().config._attn_implementation == LOOP.name
     assert torch.equal(model.generate(input_ids=prompts, attention_mask=mask, **asked), wanted)

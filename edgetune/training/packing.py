@@ -1,9 +1,10 @@
 """Sequences one after another in rows without padding; attention never crosses from one to the next.
 
 A step's sequences are laid into rows of at most `max_length` tokens (best fit), positions restart with each, and
-attention runs on each by itself: no block-diagonal mask, which would cost what padding had cost. The lengths travel
-as the model's "attention mask", a (1, 1, 1, sequences) tensor that transformers hands to every layer as it is, through
-gradient checkpointing as well. Which sequences make up a step does not change: nor does its loss, but for rounding.
+attention (`packed_attention`) runs on each by itself: no block-diagonal mask, which would cost what padding had cost.
+The lengths travel as the model's "attention mask", a (1, 1, 1, sequences) tensor that transformers hands to every layer
+as it is, through gradient checkpointing as well. Which sequences make up a step does not change: nor does its loss, but
+for rounding.
 
 Families are not listed here: `start_packing` packs a few tokens and compares with each sequence by itself. A model that
 carries something else from token to token than attention (Mamba) fails that and is trained padded.
@@ -14,18 +15,18 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgetune.data import Tokenized
 from edgetune.training.batches import IGNORED
+from edgetune.training.packed_attention import packed_attention
+from edgetune.training.packed_kernels import Kernel, kernels_for, learns
 
 if TYPE_CHECKING:
     import torch
-
-ATTENTION = "edgetune_packed"
-"""The name of the attention function among transformers' own."""
 
 ROW_STEP = 64
 """Rows are filled up to a multiple of this, with a sequence nothing is learned of.
@@ -33,9 +34,6 @@ ROW_STEP = 64
 oneDNN compiles and keeps kernels for every shape it meets: with all shapes there are, that is a quarter of the time
 and hundreds of megabytes.
 """
-
-_ATTENTION_STEP = 32
-"""A sequence is attended to at a multiple of this, on the CPU, for the same reason; it does not see what follows."""
 
 _TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.1, "torch.float16": 0.02}
 """Of the hidden states' norm. Rounding stays far below it, a token seen that should not be far above."""
@@ -136,20 +134,23 @@ def start_packing(model: Any, body: Any, *, longest: int) -> bool:
     before = model.config._attn_implementation
     ids = _probe(model, longest)
     alone = _hidden(body, input_ids=ids[None, _PROBE_FIRST:])
-    if alone is None or not model._can_set_attn_implementation() or not _set_attention(model, ATTENTION):
+    if alone is None or not model._can_set_attn_implementation():
         return False
     lengths = [_PROBE_FIRST, len(ids) - _PROBE_FIRST]
-    packed = _hidden(
-        body,
-        input_ids=ids[None],
-        position_ids=_positions(lengths).to(ids.device)[None],
-        attention_mask=_lengths(lengths),
-    )
-    if packed is not None:
-        error = (packed[_PROBE_FIRST:] - alone).norm()
-        if bool(error <= _TOLERANCE[str(model.dtype)] * alone.norm()):
-            return True
-    _set_attention(model, before)
+    for kernel in kernels_for(model.device, model.dtype):
+        if not learns(kernel, model) or not _set_attention(model, kernel):
+            continue
+        packed = _hidden(
+            body,
+            input_ids=ids[None],
+            position_ids=_positions(lengths).to(ids.device)[None],
+            attention_mask=_lengths(lengths),
+        )
+        if packed is not None:
+            error = (packed[_PROBE_FIRST:] - alone).norm()
+            if bool(error <= _TOLERANCE[str(model.dtype)] * alone.norm()):
+                return True
+    _set_implementation(model, before)
     return False
 
 
@@ -184,136 +185,18 @@ def _hidden(body: Any, **inputs: Any) -> torch.Tensor | None:
         body.train(training)
 
 
-def _set_attention(model: Any, name: str) -> bool:
+def _set_attention(model: Any, kernel: Kernel) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(ATTENTION, packed_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionInterface.register(kernel.name, partial(packed_attention, kernel=kernel))
+    AttentionMaskInterface.register(kernel.name, sdpa_mask)
+    return _set_implementation(model, kernel.name)
+
+
+def _set_implementation(model: Any, name: str) -> bool:
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError):
         return False
     return bool(model.config._attn_implementation == name)
-
-
-def packed_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of (1, heads, tokens, size) within each sequence; returns (1, tokens, heads, size).
-
-    Takes ordinary masks and batches as well. Raises `ValueError` for what it does not compute (sinks, position biases).
-    """
-    import torch
-
-    if unknown := [name for name in ("s_aux", "position_bias", "cache") if others.get(name) is not None]:
-        raise ValueError(f"packed attention takes no {unknown[0]}")
-    attend = _Attend(dropout, scaling, softcap)
-    if attention_mask is None or attention_mask.dtype != torch.int64:
-        if softcap is None:
-            plain: tuple[torch.Tensor, None] = _transformers_own()(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-            )
-            return plain
-        causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, others)
-        return attend(query, key, value, attention_mask, causal=causal).transpose(1, 2).contiguous(), None
-    if not _is_causal(module, others):
-        raise ValueError("packed attention is causal")
-    lengths = attention_mask.flatten().tolist()
-    window = sliding_window or _window(module)
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [attend.one(*part, window=window).transpose(1, 2) for part in parts]
-    return torch.cat(outputs, dim=1), None
-
-
-def _transformers_own() -> Any:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward
-
-
-def _is_causal(module: Any, others: dict[str, Any]) -> bool:
-    given = others.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if given is None else given)
-
-
-def _window(module: Any) -> int | None:
-    """The window of a layer that does not tell it to its attention, but whose config does."""
-    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None or number is None or kinds[number] == "full_attention":
-        return None
-    if kinds[number] != "sliding_attention":
-        raise ValueError(f"packed attention does not know {kinds[number]}")
-    return int(config.sliding_window)  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True)
-class _Attend:
-    """Scaled dot-product attention with the options of one layer."""
-
-    dropout: float
-    scaling: float | None
-    softcap: float | None
-
-    def one(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None) -> torch.Tensor:
-        """One sequence by itself, causal, seeing at most `window` tokens back."""
-        import torch
-
-        length = query.shape[2]
-        filling = -length % _ATTENTION_STEP if query.device.type == "cpu" else 0
-        if filling:
-            query, key, value = (torch.nn.functional.pad(part, (0, 0, 0, filling)) for part in (query, key, value))
-        if window is None or length <= window:
-            return self(query, key, value, None, causal=True)[:, :, :length]
-        mask = torch.ones(length + filling, length + filling, dtype=torch.bool, device=query.device)
-        return self(query, key, value, mask.tril_().triu_(1 - window), causal=False)[:, :, :length]
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, causal: bool
-    ) -> torch.Tensor:
-        """(batch, heads, tokens, size), grouped heads repeated."""
-        import torch
-
-        grouped = query.shape[1] != key.shape[1]
-        if self.softcap is not None:
-            return self._capped(query, key, value, mask, self.softcap, causal=causal)
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout, is_causal=causal, scale=self.scaling,
-            enable_gqa=grouped,
-        )  # fmt: skip
-
-    def _capped(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        softcap: float,
-        *,
-        causal: bool,
-    ) -> torch.Tensor:
-        """With soft-capped scores, which torch's own attention does not have."""
-        import torch
-
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        scores = query @ key.transpose(2, 3) * (self.scaling or query.shape[-1] ** -0.5)
-        scores = torch.tanh(scores / softcap) * softcap
-        if causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril_()
-        if mask is not None:
-            # Not minus infinity: a query of padding sees nothing, and its not-a-number would reach the others.
-            lowest = torch.finfo(scores.dtype).min
-            scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        return torch.nn.functional.dropout(weights, self.dropout) @ value
