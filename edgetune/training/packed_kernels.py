@@ -54,7 +54,7 @@ class Loop:
         """Any options."""
         import torch
 
-        parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        parts = zip(*(torch.split(tensor, list(lengths), dim=2) for tensor in (query, key, value)), strict=True)
         return torch.cat([self._one(asked, *part).transpose(1, 2) for part in parts], dim=1)
 
     def _one(self, asked: Asked, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
