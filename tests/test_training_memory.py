@@ -103,7 +103,7 @@ def test_the_proposal_checkpoints_only_where_it_is_needed() -> None:
 
     def proposed(settings: TrainSettings, *fit: tuple[int, bool]) -> tuple[int, bool] | None:
         found = propose(settings, cases(*fit), most=2048)
-        return (found.max_length, found.grad_checkpointing) if found else None
+        return (found.max_length, found.grad_checkpointing == "on") if found else None
 
     free, asked = TrainSettings(), TrainSettings(max_length=4096)
     everything = [(length, lean) for length in (512, 1024, 2048, 4096) for lean in (False, True)]
@@ -118,7 +118,7 @@ def test_the_proposal_checkpoints_only_where_it_is_needed() -> None:
 def test_the_probe_measures_a_speed(base_dir: Path) -> None:
     settings = TrainSettings(model=str(base_dir), rank=4, max_length=64, dtype="f32")
     assert probe(settings, seconds=0.1) > 0
-    assert probe(replace(settings, grad_checkpointing=True), seconds=0.1) > 0
+    assert probe(replace(settings, grad_checkpointing="on"), seconds=0.1) > 0
 
 
 def test_plan_tells_memory_and_a_command(base_dir: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_dry_run_tells_what_the_plan_of_its_rows_is(base_dir: Path, tmp_path: 
     one = planned(base_dir, data, batch_size=1, **settings)
     four = planned(base_dir, data, batch_size=4, **settings)
     assert one < four
-    assert planned(base_dir, data, batch_size=4, grad_checkpointing=True, **settings) < four
+    assert planned(base_dir, data, batch_size=4, grad_checkpointing="on", **settings) < four
     assert planned(base_dir, data, batch_size=4, max_length=16, **settings) < four
     # Rows that are packed compute their loss in chunks and have no padding.
     assert planned(base_dir, data, batch_size=4, packing=False, **settings) > four

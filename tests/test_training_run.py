@@ -294,7 +294,7 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings, base_di
         {"rslora": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"v_proj": 4.0}},
         {"target_modules": ("all-linear", "embed_tokens")},
         {"modules_to_save": ("lm_head",)},
-        {"grad_checkpointing": True},
+        {"grad_checkpointing": "on"},
         {"dtype": "bf16"},
     ],
     ids=lambda options: "-".join(options),

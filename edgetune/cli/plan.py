@@ -15,7 +15,7 @@ from edgetune.training.settings import TrainSettings, flag_name, merge_settings
 if TYPE_CHECKING:
     from edgetune.training.forecast import Forecast
 
-_PROPOSED = ("max_length", "batch_size", "grad_accum", "grad_checkpointing")
+_PROPOSED = ("max_length", "batch_size", "grad_accum")
 
 
 @click.command("plan", short_help="Say what training would take here.")
@@ -66,7 +66,10 @@ def _record(found: Forecast, speed: float | None) -> dict[str, Any]:
         }
         for case in found.cases
     ]
-    proposal = found.proposal and {name: getattr(found.proposal, name) for name in _PROPOSED}
+    proposal = found.proposal and {
+        **{name: getattr(found.proposal, name) for name in _PROPOSED},
+        "grad_checkpointing": found.proposal.grad_checkpointing == "on",
+    }
     return {
         "model": str(found.model_dir),
         "device": found.device,
@@ -112,9 +115,7 @@ def _train_command(found: Forecast) -> str:
     default, parts = TrainSettings(), ["edgetune", "train", "-m", found.proposal.model, "-d", "DATA"]
     for name in ("max_length", "batch_size", "rank", "dtype", "device", "grad_checkpointing"):
         value = getattr(found.proposal, name)
-        if value is True:
-            parts.append(flag_name(name))
-        elif value != getattr(default, name):
+        if value != getattr(default, name):
             parts += [flag_name(name), str(value)]
     for name in found.proposal.target_modules if found.proposal.target_modules != default.target_modules else ():
         parts += [flag_name("target_modules"), name]

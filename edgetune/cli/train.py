@@ -25,7 +25,7 @@ PREVIEWED = 2
 PREVIEWED_TOKENS = 400
 """Tokens of each that a person is shown."""
 
-_SHORT = {"model": ["-m"], "data": ["-d"], "out": ["-o"]}
+_MORE_FLAGS = {"model": ["-m"], "data": ["-d"], "out": ["-o"], "grad_checkpointing": ["--gradient-checkpointing"]}
 _METAVARS = {
     "model": "MODEL",
     "data": "PATH",
@@ -55,7 +55,7 @@ def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     docs, hints = attribute_docs(TrainSettings), get_type_hints(TrainSettings)
     for item in reversed(fields(TrainSettings)):
         hint, name = hints[item.name], item.name
-        flags = [*_SHORT.get(name, []), flag_name(name)]
+        flags = [*_MORE_FLAGS.get(name, []), flag_name(name)]
         options: dict[str, Any] = {"default": None, "help": docs[name] + _default_text(name)}
         if hint is bool:
             flags = [f"{flag_name(name)}/--no-{name.replace('_', '-')}"]
@@ -63,6 +63,8 @@ def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
             options |= {"type": hint, "metavar": _METAVARS.get(name)}
         elif get_origin(hint) is Literal:
             options["type"] = click.Choice(get_args(hint))
+            if "on" in get_args(hint):
+                options |= {"is_flag": False, "flag_value": "on"}
         else:
             options |= {"multiple": True, "metavar": _METAVARS[name]}
         function = click.option(*flags, name, **options)(function)
@@ -78,6 +80,7 @@ def _default_text(name: str) -> str:
 
 @click.command("train", short_help="Train an adapter on your data.")
 @_setting_options
+@click.option("--no-grad-checkpointing", "no_checkpointing", is_flag=True, hidden=True)
 @click.option("--recipe", metavar="NAME|FILE", help=_RECIPE_HELP)
 @click.option(
     "--sweep", multiple=True, metavar="NAME=A,B", help="Try every combination of values and rank the runs, under OUT/."
@@ -139,6 +142,8 @@ def _chosen_text(settings: TrainSettings) -> str:
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given, as settings."""
     given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if given.pop("no_checkpointing", False):
+        given["grad_checkpointing"] = "off"
     for name in ("target_modules", "modules_to_save"):
         if name in given:
             given[name] = tuple(part for value in given[name] for part in _names(value))

@@ -45,6 +45,8 @@ class Position:
     """"step" and "value" of the best measurement by the metric; empty before there is one, or where none is chosen."""
     stale: int = 0
     """Measurements since the best one."""
+    settled: dict[str, int] = field(default_factory=dict)
+    """What the layout of batches came to in the memory there is: checkpointing, most in a pass."""
 
 
 def save_checkpoint(
@@ -104,10 +106,22 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
     return position
 
 
+def last_settled(run_dir: Path) -> dict[str, int]:
+    """What the run's last checkpoint remembers of its layout; empty when there is none to be read."""
+    try:
+        state = json.loads((list_checkpoints(run_dir)[-1] / _STATE).read_text(encoding="utf-8"))
+        return dict(state["position"].get("settled", {}))
+    except (IndexError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in (*run_dir.glob(".checkpoint-*"), *run_dir.glob(".best-*")):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed process left half-written; only for who alone works on the run."""
+    for path in (*run_dir.glob(".*.partial"), *run_dir.glob(".*.old"), run_dir / ".adapter"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _trainable(adapted: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from edgetune.errors import UsageError
-from edgetune.training.processes import local_index
+from edgetune.hardware import available_memory
+from edgetune.training.processes import local_index, local_size
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_memory() // local_size()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

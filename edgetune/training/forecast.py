@@ -19,8 +19,9 @@ from edgetune.events import Progress, Sink, ignore
 from edgetune.training.bases import find_base, is_gguf, read_config
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, is_out_of_memory
 from edgetune.training.fused_lora import fuse_lora
+from edgetune.training.layout_lean import start_checkpointing
 from edgetune.training.loss import prompt_length
-from edgetune.training.memory import Memory, estimate
+from edgetune.training.memory import HEADROOM, Memory, estimate
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
 from edgetune.training.speed import speed_up
@@ -36,9 +37,6 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 EFFECTIVE_BATCH = 8
 """Sequences in a step of the proposal."""
-
-_HEADROOM = 0.9
-"""Share of the free memory that a proposal may take."""
 
 _PROBE_SECONDS = 20.0
 _LEARNED = 0.5
@@ -107,7 +105,7 @@ def forecast(settings: TrainSettings) -> Forecast:
                 on_cpu=device.type == "cpu",
                 frozen_bytes=frozen_bytes,
             )
-            cases.append(Case(length, checkpointing, memory, memory.total <= free * _HEADROOM))
+            cases.append(Case(length, checkpointing, memory, memory.total <= free * HEADROOM))
     trained = [parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad]
     return Forecast(
         model_dir,
@@ -134,7 +132,7 @@ def propose(settings: TrainSettings, cases: Sequence[Case], *, most: int) -> Tra
         max_length=best.length,
         batch_size=EFFECTIVE_BATCH,
         grad_accum=1,
-        grad_checkpointing=best.grad_checkpointing,
+        grad_checkpointing="on" if best.grad_checkpointing else settings.grad_checkpointing,
     )
 
 
@@ -150,8 +148,8 @@ def probe(settings: TrainSettings, *, seconds: float = _PROBE_SECONDS, sink: Sin
     method, task, model_dir = find_method(settings.method), find_task("completion"), find_base(settings.model)
     config = read_config(model_dir, task)
     model = method.load_base(model_dir, config, task, dtype=dtype, device=device)
-    if settings.grad_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.grad_checkpointing == "on":
+        start_checkpointing(model)
     adapted = method.attach(model, settings, model_dir, task, sink=ignore)
     length = settings.max_length
     layout = speed_up(adapted, settings, task, lengths=[length], max_length=length, device=device, sink=ignore)

@@ -6,7 +6,7 @@ memory a pass; the step then has more passes and stays the same step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,14 @@ class Layout(Protocol):
 
     def shrink(self) -> str:
         """Take about half the memory a pass from now on; what that means, or "" when a pass is as small as can be."""
+        ...
+
+    def settled(self) -> dict[str, int]:
+        """What `shrink` has come to, for a resumed run."""
+        ...
+
+    def settle(self, values: Mapping[str, int]) -> None:
+        """Go on as another run's `settled` told; what is not this layout's is left alone."""
         ...
 
 
@@ -53,6 +61,14 @@ class Padded:
         self.size = (self.size + 1) // 2
         return f"{self.size} sequence{'s' if self.size > 1 else ''} in a pass"
 
+    def settled(self) -> dict[str, int]:
+        """How many sequences."""
+        return {"sequences": self.size}
+
+    def settle(self, values: Mapping[str, int]) -> None:
+        """No more sequences than that."""
+        self.size = min(self.size, values.get("sequences", self.size))
+
 
 @dataclass
 class Packed:
@@ -74,3 +90,11 @@ class Packed:
             return ""
         self.capacity = max(self.longest, self.capacity // 2)
         return f"rows of {self.capacity} tokens"
+
+    def settled(self) -> dict[str, int]:
+        """Tokens in a row."""
+        return {"row_tokens": self.capacity}
+
+    def settle(self, values: Mapping[str, int]) -> None:
+        """No longer rows than that."""
+        self.capacity = min(self.capacity, values.get("row_tokens", self.capacity))

@@ -71,6 +71,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
+        self.layout.settle(self.position.settled)
         self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
         self.warmup = warmup_steps(self.settings.warmup, self.total)
         self.eval_every = self.settings.eval_every or self.steps_per_epoch
@@ -104,6 +105,7 @@ class Loop:
         return True
 
     def _save(self) -> None:
+        self.position.settled = self.layout.settled()
         if self.world.leads:
             self.save(self.position)
 

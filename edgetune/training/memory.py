@@ -29,6 +29,10 @@ _KERNELS = 0.25
 """What the allocator and oneDNN's compiled kernels hold on the CPU, as a share of what a step allocates and frees."""
 
 
+HEADROOM = 0.9
+"""Share of the free memory that a run may be meant to take."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes at a step's highest point, by what they are for."""

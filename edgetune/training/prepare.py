@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence
 from edgetune.errors import UsageError
@@ -18,15 +18,19 @@ from edgetune.paths import bytes_text
 from edgetune.training.bases import find_base, is_gguf, load_base_tokenizer, read_config, read_raw_config, read_template
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.fused_lora import fuse_lora
+from edgetune.training.layout_lean import can_checkpoint
 from edgetune.training.loop import count_steps
 from edgetune.training.loss import prompt_length
-from edgetune.training.memory import Memory, estimate
+from edgetune.training.memory import HEADROOM, Memory, estimate
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
 from edgetune.training.settings import TrainSettings
 from edgetune.training.speed import row_capacity
 from edgetune.training.tasks import Task, find_task
 from edgetune.training.tasks.choose import choose_task
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_MAX_LENGTH = 2048
 
@@ -83,6 +87,8 @@ class Plan:
     memory_bytes: int | None
     """What training takes at most, weights and libraries included; None for a model whose passes cannot be traced."""
     free_memory_bytes: int
+    grad_checkpointing: bool
+    """Whether activations are computed again from the start."""
 
 
 def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink = ignore) -> Prepared:
@@ -126,11 +132,29 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     frozen_bytes = (
         prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
     )
-    memory = _step_memory(settings, prepared, adapted, frozen_bytes=frozen_bytes, on_cpu=device.type == "cpu")
+    fuse_lora(adapted)
+
+    def step_memory(checkpointing: bool) -> Memory | None:
+        on_cpu = device.type == "cpu"
+        return _step_memory(
+            settings, prepared, adapted, frozen_bytes=frozen_bytes, on_cpu=on_cpu, checkpointing=checkpointing
+        )
+
     free = free_memory_bytes(device)
-    # Of the libraries' memory, this process has its part by now.
-    needed = memory.total - min(memory.runtime, memory_bytes(device)) if memory else 0
-    if memory and needed > free:
+    checkpointing = settings.grad_checkpointing == "on"
+    memory = step_memory(checkpointing)
+    needed = _needed(memory, device)
+    if settings.grad_checkpointing == "auto" and needed > free * HEADROOM and can_checkpoint(model):
+        lean = step_memory(True)
+        if (less := _needed(lean, device)) < needed:
+            sink(
+                Notice(
+                    f"Gradient checkpointing is on: without it, training would take about {bytes_text(needed)} of "
+                    f"memory, {bytes_text(free)} are free."
+                )
+            )
+            checkpointing, memory, needed = True, lean, less
+    if needed > free:
         sink(
             Notice(
                 f"Training may take about {bytes_text(needed)} of memory, {bytes_text(free)} are free. "
@@ -147,14 +171,25 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
         dtype="bf16" if dtype == torch.bfloat16 else "f32",
         memory_bytes=memory.total if memory else None,
         free_memory_bytes=free,
+        grad_checkpointing=checkpointing,
     )
 
 
+def _needed(memory: Memory | None, device: torch.device) -> int:
+    """What of `memory` is still to be taken: of the libraries', this process has its part by now."""
+    return memory.total - min(memory.runtime, memory_bytes(device)) if memory else 0
+
+
 def _step_memory(
-    settings: TrainSettings, prepared: Prepared, adapted: Any, *, frozen_bytes: int, on_cpu: bool
+    settings: TrainSettings,
+    prepared: Prepared,
+    adapted: Any,
+    *,
+    frozen_bytes: int,
+    on_cpu: bool,
+    checkpointing: bool,
 ) -> Memory | None:
     """What a step of the longest sequences takes; None where the model cannot be traced without its weights."""
-    fuse_lora(adapted)
     task, train = prepared.task, prepared.train
     lengths = sorted((len(sequence.ids) for sequence in train), reverse=True)
     counts = sorted((sequence.learned_count for sequence in train), reverse=True)
@@ -177,7 +212,7 @@ def _step_memory(
             rows=rows,
             length=longest,
             learned=learned,
-            checkpointing=settings.grad_checkpointing,
+            checkpointing=checkpointing,
             fused=packed,
             on_cpu=on_cpu,
             frozen_bytes=frozen_bytes,

@@ -38,6 +38,11 @@ def local_index() -> int:
     return int(os.environ.get("LOCAL_RANK") or 0) if world_size() > 1 else 0
 
 
+def local_size() -> int:
+    """How many of the processes share this machine's memory."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)) if world_size() > 1 else 1
+
+
 @dataclass(frozen=True)
 class World:
     """All processes of a run; by default this one alone."""

@@ -27,11 +27,13 @@ from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
 from edgetune.events import Event, Metrics, Notice, Sink, ignore
 from edgetune.fingerprint import text_sha256
+from edgetune.paths import remove_leftovers as remove_abandoned
 from edgetune.paths import whole_dir, whole_file, write_json
 from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base
 from edgetune.training.checkpoint import (
     Position,
     best_dir,
+    last_settled,
     list_checkpoints,
     load_checkpoint,
     remove_leftovers,
@@ -41,10 +43,11 @@ from edgetune.training.checkpoint import (
 from edgetune.training.curve import loss_svg
 from edgetune.training.device import choose_device, choose_dtype, is_out_of_memory
 from edgetune.training.evaluate import Evaluation
+from edgetune.training.layout_lean import Lean
 from edgetune.training.loop import Loop
 from edgetune.training.methods import find_method
 from edgetune.training.methods.base import Method
-from edgetune.training.prepare import Prepared, plan, prepare
+from edgetune.training.prepare import Plan, Prepared, plan, prepare
 from edgetune.training.processes import World, join_processes
 from edgetune.training.report import write_predictions, write_report
 from edgetune.training.settings import TrainSettings
@@ -67,24 +70,26 @@ def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
 
 def _train(settings: TrainSettings, sink: Sink, world: World) -> Run:
     run_dir = Path(settings.out).expanduser() if settings.out else None
+    if world.leads and run_dir is not None and run_dir.is_dir():
+        remove_abandoned(run_dir)  # a record that a killed process had not written yet is no run
     if world.leads and run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         hint = f"To go on with it: edgetune train --resume {run_dir}" if (run_dir / RUN_RECORD).is_file() else ""
         raise UsageError(f"{run_dir} is there already.", hint=hint or "Choose another directory with -o.")
     settings = settings.absolute()
     started = datetime.fromisoformat(world.text_of_leader(datetime.now(timezone.utc).isoformat()))
     prepared = prepare(settings, now=started.astimezone(), sink=sink)
-    plan(settings, prepared, sink=sink)  # refuses what does not fit the model, before anything is written
+    planned = plan(settings, prepared, sink=sink)  # refuses what does not fit the model, before anything is written
     _check_same_data(prepared, world)
     run_dir = Path(world.text_of_leader(str(run_dir or default_run_dir(prepared))))
     run = replace(_new_run(run_dir, settings, prepared, sink), created=started.isoformat(timespec="seconds"))
     if not world.leads:
-        return _run(run, settings, prepared, sink, world)
+        return _run(run, settings, prepared, planned, sink, world)
     run_dir.mkdir(parents=True, exist_ok=True)
     with only_process(run_dir):
         if (run_dir / RUN_RECORD).is_file():
             raise UsageError(f"{run_dir} is there already.", hint="Choose another directory with -o.")
         write_json(run_dir / RUN_RECORD, run.record())
-        return _run(run, settings, prepared, sink, world)
+        return _run(run, settings, prepared, planned, sink, world)
 
 
 def _check_same_data(prepared: Prepared, world: World) -> None:
@@ -129,11 +134,14 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: Wo
             f"The base model {run.base_path} changed since {run_dir} was started: {', '.join(differing)} differ.",
             hint="Restore it, or start a new run.",
         )
-    plan(known, prepared, sink=sink)
+    if last_settled(run_dir).get("checkpointing"):
+        planned = plan(replace(known, grad_checkpointing="on"), prepared, sink=sink)
+    else:
+        planned = plan(known, prepared, sink=sink)
     _check_same_data(prepared, world)
     if world.leads:
         remove_leftovers(run_dir)
-    return _run(run, known, prepared, sink, world)
+    return _run(run, known, prepared, planned, sink, world)
 
 
 @contextmanager
@@ -197,7 +205,7 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
     )
 
 
-def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink, world: World) -> Run:
+def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, sink: Sink, world: World) -> Run:
     import torch
 
     device = choose_device(settings.device)
@@ -206,8 +214,6 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink, worl
     try:
         torch.manual_seed(settings.seed)  # for heads that the base has no weights for
         model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=device)
-        if settings.grad_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         adapted = method.attach(model, settings, prepared.model_dir, task, sink=sink)
         layout = speed_up(
             adapted,
@@ -218,6 +224,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, sink: Sink, worl
             device=device,
             sink=sink,
         )
+        possible = settings.grad_checkpointing == "auto"
+        layout = Lean(layout, model, checkpointing=planned.grad_checkpointing, possible=possible)
         optimizer = method.make_optimizer(adapted, settings, device)
         position = _restore(run.path, method, adapted, optimizer, sink)
         _start_together(adapted, position, run.path, world)
@@ -422,5 +430,5 @@ def _out_of_memory(settings: TrainSettings, prepared: Prepared) -> ResourceError
     longest = max(len(sequence.ids) for sequence in prepared.train)
     return ResourceError(
         f"Out of memory with {settings.batch_size} sequences of up to {longest} tokens.",
-        hint="Try --batch-size 1 --grad-accum 4, --grad-checkpointing, or a smaller --max-length.",
+        hint="Try a smaller --max-length or --rank, a smaller or quantized model, or --method qlora.",
     )

@@ -79,8 +79,9 @@ class TrainSettings:
     """Method prompt: vectors in front of the text."""
     modules_to_save: tuple[str, ...] = ()
     """Modules trained in full beside the adapter; converting then needs --merge."""
-    grad_checkpointing: bool = False
-    """Recompute activations instead of keeping them: less memory, a third slower."""
+    grad_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations instead of keeping them: less memory, a third slower; auto: where memory would not suffice.
+    Without a value: on."""
     chat_template: str = ""
     """A Jinja file to use as the chat template, for a model that has none; kept with the adapter."""
     seed: int = 0
@@ -174,6 +175,7 @@ class TrainSettings:
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
         self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")
+        self._demand(self.grad_checkpointing in ("auto", "on", "off"), "grad_checkpointing", "auto, on or off")
         for name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             good = all(value > 0 and math.isfinite(value) for value in patterns.values())
             self._demand(good, name, "more than 0 everywhere")
@@ -219,6 +221,9 @@ class TrainSettings:
         return {name: value for name, value in self.record().items() if value != default[name]}
 
 
+_OTHER_NAMES = {"gradient_checkpointing": "grad_checkpointing"}
+
+
 def flag_name(name: str) -> str:
     """A setting's name on the command line."""
     return f"--{name.replace('_', '-')}"
@@ -255,6 +260,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"The recipe {path} cannot be read: {error}.") from error
     values = {name.replace("-", "_"): value for name, value in values.items()}
+    values = {_OTHER_NAMES.get(name, name): value for name, value in values.items()}
     known = {item.name for item in fields(TrainSettings)}
     for name, value in values.items():
         if name not in known:
@@ -309,6 +315,9 @@ def _typed(name: str, value: Any, *, where: str = "") -> Any:
             return dict(value)
     elif "Literal" in text:
         choices = re.findall(r"'([^']+)'", text)
+        if "on" in choices:
+            # Recipes, records and sweeps may say yes or no.
+            value = {"true": "on", "yes": "on", "false": "off", "no": "off"}.get(str(value).lower(), value)
         if value in choices:
             return value
         raise UsageError(f"{name} is {value!r}{where}, expected one of {', '.join(choices)}.")
