@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun, Step
-from edgetune.explain.words import STEPS, grouped, number, percent, visible
+from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, visible
 
 _BAR = 12
 _MOST_BLOCKS = 48
@@ -30,7 +30,8 @@ def print_page(explanation: Explanation) -> None:
     for note in explanation.notes:
         console.print(note, markup=False, style="yellow")
     steps = (_prompt, _tokens, _embedding, _blocks, _head, _choice)
-    for index, (title, show) in enumerate(zip(STEPS, steps, strict=True), 1):
+    titles = STEPS if explanation.runs[0].steps else LABEL_STEPS
+    for index, (title, show) in enumerate(zip(titles, steps, strict=True), 1):
         console.print()
         console.print(Text.assemble((f"{index} ", "bold cyan"), (title, "bold")))
         show(console, explanation)
@@ -104,8 +105,11 @@ def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun]) -> N
     table.add_column("block", justify="right")
     table.add_column("state", justify="right")
     parts = any(block.attention_share is not None for block in runs[0].blocks)
+    crosses = any(block.cross_share is not None for block in runs[0].blocks)
     if parts:
         table.add_column("attention adds", justify="right")
+        if crosses:
+            table.add_column("source adds", justify="right")
         table.add_column("MLP adds", justify="right")
     told = any(block.lens.guesses for block in runs[0].blocks)
     if told:
@@ -119,7 +123,8 @@ def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun]) -> N
             continue
         cells: list[Text | str] = [str(layer), number(block.norm)]
         if parts:
-            cells += [_share(block.attention_share), _share(block.mlp_share)]
+            cells += [_share(block.attention_share), *([_share(block.cross_share)] if crosses else [])]
+            cells.append(_share(block.mlp_share))
         if told:
             cells.append(_guess(block))
         if compared and told:
@@ -156,6 +161,8 @@ def _head(console: Console, explanation: Explanation) -> None:
             f"The last token's {stack.hidden_size:,} numbers become one score for each of "
             f"{explanation.anatomy.vocabulary:,} tokens.{tied}"
         )
+    elif pooling := explanation.runs[0].pooling:
+        console.print(f"{POOLED[pooling]}: {stack.hidden_size:,} numbers for the whole text.")
     _print_parts(console, stack.head)
 
 
@@ -165,6 +172,10 @@ def _choice(console: Console, explanation: Explanation) -> None:
             console.print(Text(run.name, style="bold"))
         if run.scores:
             _print_scores(console, run)
+            _print_effects(console, run)
+        elif run.vector:
+            shown = ", ".join(number(value) for value in run.vector[:6])
+            console.print(f"A vector of {len(run.vector):,} numbers: {shown}, …")
         elif run.steps:
             _print_choice(console, run, explanation)
         else:
@@ -174,8 +185,22 @@ def _choice(console: Console, explanation: Explanation) -> None:
 def _print_scores(console: Console, run: Run) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for label, value in run.scores.items():
-        table.add_row(Text(label), _bar(value), number(value))
+        logit = run.logits.get(label)
+        told = "" if logit is None or logit == value else f"from {logit:.3g}"
+        table.add_row(Text(label), _bar(value), number(value), Text(told, style="dim"))
     console.print(table)
+
+
+def _print_effects(console: Console, run: Run) -> None:
+    """By how much each token raises the answer, where that was tried."""
+    if not run.effects:
+        return
+    line = Text("each token's doing: ", style="dim")
+    for token, effect in zip(run.stacks[0].tokens, run.effects, strict=True):
+        if not token.control:
+            line.append(f"{visible(token.piece)} ", style="bold" if effect > 0 else "")
+            line.append(f"{effect:+.2g}  ", style="dim")
+    console.print(line)
 
 
 def _print_choice(console: Console, run: Run, explanation: Explanation) -> None:

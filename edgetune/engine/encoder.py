@@ -178,6 +178,10 @@ class Encoder:
         """What each text becomes, cut to what the model takes."""
         return [tokens.windows[0] for tokens in self._tokenizer.encode(list(texts), max_tokens=self.profile.max_tokens)]
 
+    def score_ids(self, texts: Sequence[Sequence[int]]) -> Array:
+        """What the head gives of texts that are token ids already, (texts, outputs)."""
+        return self._run([Encoded(list(ids)) for ids in texts], self._backend.score, len(texts), ignore)
+
     def _prompt(self, name: str | None) -> str:
         prompts = self.profile.prompts
         name = self.profile.default_prompt if name is None else name

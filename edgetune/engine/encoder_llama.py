@@ -24,6 +24,7 @@ from edgetune.engine.json_tokenizer import JSON_KEY
 from edgetune.engine.loading import FLASH_ATTENTION, FlashAttention, gpu_layers_for, load_weights
 from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.tap import Tap
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
@@ -50,9 +51,18 @@ class LlamaBackend:
     pads = False
     batch_tokens = _BATCH_TOKENS
 
-    def __init__(self, model: Any, header: GgufHeader, profile: Profile, *, threads: int, flash_attn: FlashAttention):
+    def __init__(
+        self,
+        model: Any,
+        header: GgufHeader,
+        profile: Profile,
+        *,
+        threads: int,
+        flash_attn: FlashAttention,
+        tap: Tap | None = None,
+    ) -> None:
         """Take over `model`; use `open_llama_encoder`."""
-        self._model, self._header = model, header
+        self._model, self._header, self._tap = model, header, tap
         self._threads, self._flash_attn = threads or physical_cores(), flash_attn
         self._context: Any = None
         self._batch = Batch(1)
@@ -146,6 +156,8 @@ class LlamaBackend:
         parameters.embeddings, parameters.pooling_type = True, lib.LLAMA_POOLING_TYPE_NONE
         parameters.flash_attn_type = FLASH_ATTENTION[self._flash_attn]
         parameters.no_perf = True
+        if self._tap is not None:
+            parameters.cb_eval = self._tap.callback
         native.forget_errors()
         self._context = lib.llama_init_from_model(self._model, parameters)
         if not self._context:
@@ -203,12 +215,13 @@ def open_llama_encoder(
     threads: int = 0,
     gpu_layers: int = -1,
     flash_attn: FlashAttention = "auto",
+    tap: Tap | None = None,
     verbose: bool = False,
 ) -> Encoder:
     """Open the GGUF model at `path` for vectors and, where it or an adapter has a head, for labels.
 
-    Raises `CorruptFileError`, `UnsupportedError` for a model that gives no hidden states of texts, `MismatchError` for
-    an adapter of another model.
+    `tap` looks into the graph and must outlive the encoder. Raises `CorruptFileError`, `UnsupportedError` for a model
+    that gives no hidden states of texts, `MismatchError` for an adapter of another model.
     """
     header = load_header(path)
     check_is_model(header)
@@ -221,7 +234,7 @@ def open_llama_encoder(
         for spec in lora:
             if spec.scale:
                 profile = with_adapter_head(profile, read_head(spec.path))
-        backend = LlamaBackend(model, header, profile, threads=threads, flash_attn=flash_attn)
+        backend = LlamaBackend(model, header, profile, threads=threads, flash_attn=flash_attn, tap=tap)
         backend.set_adapters(lora)
         tokenizer = _open_tokenizer(path, header)
     except BaseException:

@@ -31,6 +31,7 @@ from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
+from edgetune.engine.tap import Tap
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, LongArray, read_gguf_header
@@ -88,6 +89,7 @@ class Seq2SeqEngine:
         cache_type_k: CacheType = "f32",
         cache_type_v: CacheType = "f32",
         lora: Sequence[LoraSpec] = (),
+        tap: Tap | None = None,
         verbose: bool = False,
     ) -> Seq2SeqEngine:
         """Load the GGUF model at `path`; `ctx_size` 0 is the length it was trained on. See `LlamaEngine.open`."""
@@ -100,6 +102,7 @@ class Seq2SeqEngine:
         # Flash attention rounds T5's keys and values, which know no bounds, to 16 bits.
         options = {
             "threads": threads, "cache_type_k": cache_type_k, "cache_type_v": cache_type_v, "flash_attn": "off",
+            "eval_callback": tap.callback if tap else None,
         }  # fmt: skip
         try:
             context_size = ctx_size or header.number("context_length") or _DEFAULT_CONTEXT

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
 from edgetune.gguf_header import GgufHeader, TensorInfo, gguf_from_header, read_gguf_header
 from edgetune.gguf_tensors import GgufTensors
+from edgetune.head import read_head
 
-_KINDS: dict[str, ModelKind] = {
+KINDS: dict[str, ModelKind] = {
     "bert": "encoder", "modern-bert": "encoder", "nomic-bert": "encoder", "neo-bert": "encoder", "t5encoder": "encoder",
     "t5": "encoder-decoder",
 }  # fmt: skip
@@ -64,7 +66,7 @@ _BLOCK = re.compile(r"^(enc\.|dec\.)?blk\.(\d+)\.(.+)$")
 def read_anatomy(path: Path, *, positions: int = 0, adapters: Sequence[Path] = ()) -> Anatomy:
     """The model in the GGUF file at `path`; `positions` is the prompt's length, `adapters` lie on its weights."""
     header = read_gguf_header(path)
-    kind = _KINDS.get(header.architecture, "decoder")
+    kind = KINDS.get(header.architecture, "decoder")
     ranks = _adapter_ranks(adapters)
     names = {"decoder": ["decoder"], "encoder": ["encoder"], "encoder-decoder": ["encoder", "decoder"]}[kind]
     stacks = tuple(_stack(header, name, kind, ranks, positions) for name in names)
@@ -78,7 +80,7 @@ def read_anatomy(path: Path, *, positions: int = 0, adapters: Sequence[Path] = (
         context=header.number("context_length") or 0,
         vocabulary=header.array_length("tokenizer.ggml.tokens") or header.number("vocab_size") or 0,
         file_type=gguf.file_type,
-        stacks=stacks,
+        stacks=(*stacks[:-1], replace(stacks[-1], head=(*stacks[-1].head, *_head_parts(header, adapters)))),
         tied=kind != "encoder" and all(tensor.name != "output.weight" for tensor in header.tensors),
     )
 
@@ -116,6 +118,25 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
         head=tuple(sorted(after, key=_place)) if not (kind == "encoder-decoder" and name == "encoder") else (),
         rope=rope,
     )
+
+
+def _head_parts(header: GgufHeader, adapters: Sequence[Path]) -> list[Part]:
+    """The layers of a head that travels as metadata; an adapter's takes the place of its base's."""
+    sources: list[Path | GgufHeader] = [*reversed(adapters), header]
+    heads = [head for source in sources if (head := read_head(source)) and head.layers]
+    if not heads:
+        return []
+    return [
+        Part(
+            name=f"head.{number}",
+            role=("head: norm" if layer.kind == "layer_norm" else "head")
+            + (f", then {layer.activation}" if layer.activation != "none" else ""),
+            shape=tuple(layer.weight.shape),
+            type="F32",
+            parameters=int(layer.weight.size),
+        )
+        for number, layer in enumerate(heads[0].layers)
+    ]
 
 
 def _place(part: Part) -> int:

@@ -21,7 +21,7 @@ from edgetune.fingerprint import read_chat_template, read_safetensors_header, sa
 from edgetune.template import ChatTemplate
 
 MOST_TOKENS = 512
-"""As `gguf_run.MOST_TOKENS`."""
+"""As `gguf_parts.MOST_TOKENS`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.explain.page import BlockRun, Explanation, Part, Rope, Run, StackRun, Step
-from edgetune.explain.words import STEPS, grouped, number, percent, visible
+from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, visible
 
 _MOST_MAP_BYTES = 4 << 20
 """Attention of every head is shown up to this many bytes, else the mean over heads."""
@@ -37,9 +37,10 @@ def page(explanation: Explanation) -> str:
         )
     )
     sections = (_prompt, _tokens, _embedding, _blocks, _head, _choice)
+    titles = STEPS if explanation.runs[0].steps else LABEL_STEPS
     body = "".join(
         f"<h2><span>{index}</span>{title}</h2>{section(explanation)}"
-        for index, (title, section) in enumerate(zip(STEPS, sections, strict=True), 1)
+        for index, (title, section) in enumerate(zip(titles, sections, strict=True), 1)
     )
     notes = "".join(f"<p class=dim>{escape(note)}</p>" for note in explanation.notes)
     return (
@@ -152,10 +153,12 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
     longest = max((block.norm for run in runs for block in run.blocks), default=1.0) or 1.0
     compared = len(runs) > 1
     highest = max((block.lens.kl_from_base or 0.0 for block in runs[-1].blocks), default=0.0) or 1.0
+    crosses = any(block.cross_share is not None for block in runs[0].blocks)
     rows = []
     for layer, block in enumerate(runs[0].blocks):
         cells = [f"<td class=n>{layer}</td>", f"<td>{_bar(block.norm / longest)} {number(block.norm)}</td>"]
-        cells.append(f"<td class=n>{_share(block.attention_share)}</td><td class=n>{_share(block.mlp_share)}</td>")
+        shares = [block.attention_share, *([block.cross_share] if crosses else []), block.mlp_share]
+        cells += [f"<td class=n>{_share(value)}</td>" for value in shares]
         cells.append(f"<td>{_guesses(block)}</td>")
         if compared:
             other = runs[-1].blocks[layer]
@@ -164,7 +167,8 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
             cells.append(f"<td>{_bar((kl or 0) / highest, warm=True)} {number(kl)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     names = [escape(run.name) for run in explanation.runs]
-    titles = ["block", "length of the state", "attention adds", "MLP adds", f"it would say now ({names[0]})"]
+    across = ["attention to the source adds"] if crosses else []
+    titles = ["block", "length of the state", "attention adds", *across, "MLP adds", f"it would say now ({names[0]})"]
     titles += [f"({names[-1]})", "KL from the base"] if compared else []
     head = "".join(f"<th>{title}" for title in titles)
     return f"<h3>Block by block</h3><div class=s><table><tr>{head}</tr>{''.join(rows)}</table></div>"
@@ -227,7 +231,8 @@ def _head(explanation: Explanation) -> str:
     stack = explanation.anatomy.stacks[-1]
     run = explanation.runs[0]
     if run.scores or not run.steps:
-        return _parts(stack.head)
+        pooled = f"<p>{POOLED[run.pooling]}: {stack.hidden_size:,} numbers.</p>" if run.pooling else ""
+        return pooled + _parts(stack.head)
     tied = " It is the embedding table again." if explanation.anatomy.tied else ""
     return (
         f"<p>The last token's {stack.hidden_size:,} numbers become one score for each of "
@@ -243,10 +248,15 @@ def _run(run: Run, explanation: Explanation) -> str:
     title = f"<h3>{escape(run.name)}</h3>" if len(explanation.runs) > 1 else ""
     if run.scores:
         rows = "".join(
-            f"<tr><td>{escape(label)}</td><td>{_bar(value)}</td><td class=n>{number(value)}</td></tr>"
+            f"<tr><td>{escape(label)}</td><td>{_bar(value)}</td><td class=n>{number(value)}</td>"
+            f"<td class=n>{number(run.logits.get(label))}</td></tr>"
             for label, value in run.scores.items()
         )
-        return f"<div>{title}<table>{rows}</table></div>"
+        head = "<tr><th>label<th><th>answer<th>from</tr>" if run.logits else ""
+        return f"<div>{title}<table>{head}{rows}</table>{_effects(run)}</div>"
+    if run.vector:
+        shown = ", ".join(number(value) for value in run.vector[:6])
+        return f"<div>{title}<p>A vector of {len(run.vector):,} numbers: {shown}, …</p></div>"
     if not run.steps:
         return f"<div>{title}<p class=dim>This model has no next token to choose.</p></div>"
     filters = "".join(
@@ -258,6 +268,16 @@ def _run(run: Run, explanation: Explanation) -> str:
         f"<div>{title}{_options(run.steps[0])}<table><tr><th>setting<th>value<th>tokens left<th>of the probability</tr>"
         f"{filters}</table><p>Chosen: <span class=t>{escape(visible(run.steps[0].piece))}</span></p>{_loop(run)}</div>"
     )
+
+
+def _effects(run: Run) -> str:
+    """By how much each token raises the answer, where that was tried."""
+    chips = "".join(
+        f"<span class=t>{escape(visible(token.piece))}<small>{effect:+.2g}</small></span>"
+        for token, effect in zip(run.stacks[0].tokens, run.effects, strict=bool(run.effects))
+        if not token.control
+    )
+    return f"<p>What each token adds to it: the text was read once without each.</p>{chips}" if chips else ""
 
 
 def _options(step: Step) -> str:

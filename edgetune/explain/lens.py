@@ -40,19 +40,25 @@ class HeadAdapter:
 class Lens:
     """Final norm and head of one GGUF file."""
 
-    def __init__(self, header: GgufHeader, adapters: Sequence[tuple[Path, float]] = ()) -> None:
-        """Raises `LensError` when the file has no head that is understood here."""
+    def __init__(
+        self, header: GgufHeader, adapters: Sequence[tuple[Path, float]] = (), *, norm: str = "output_norm"
+    ) -> None:
+        """`norm` is what the norm before the head is called.
+
+        Raises `LensError` when the file has no head that is understood here.
+        """
+        self._norm = norm
         self._tensors = GgufTensors(header)
         self._metadata, self._prefix = header.metadata, header.architecture
         self.head = "output.weight" if "output.weight" in self._tensors else "token_embd.weight"
         """The tensor that turns hidden states into logits."""
-        if self.head not in self._tensors or "output_norm.weight" not in self._tensors:
+        if self.head not in self._tensors or f"{norm}.weight" not in self._tensors:
             raise LensError("its head is not laid out as expected")
         self._adapters = [one for path, scale in adapters if (one := _head_adapter(path, self.head, scale))]
 
     def norm(self, states: States) -> States:
         """`states` (…, hidden) after the final norm."""
-        weight = self._tensors.read("output_norm.weight")
+        weight = self._tensors.read(f"{self._norm}.weight")
         rms, plain = self._number("attention.layer_norm_rms_epsilon"), self._number("attention.layer_norm_epsilon")
         wide = states.astype(np.float64)
         if rms is None and plain is None:
@@ -61,7 +67,8 @@ class Lens:
             wide = wide - wide.mean(-1, keepdims=True)
         scale = np.sqrt((wide * wide).mean(-1, keepdims=True) + (rms if rms is not None else plain))
         result: States = (wide / scale).astype(np.float32) * weight
-        return result + self._tensors.read("output_norm.bias") if "output_norm.bias" in self._tensors else result
+        bias = f"{self._norm}.bias"
+        return result + self._tensors.read(bias) if bias in self._tensors else result
 
     def logits(self, states: States) -> States:
         """Logits of hidden `states` (rows, hidden) as they leave a block: (rows, vocabulary)."""

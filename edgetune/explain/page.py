@@ -102,7 +102,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Guess:
-    """A token and how likely it is."""
+    """A token, or a label by its number, and how likely it is."""
 
     id: int
     piece: str
@@ -129,6 +129,8 @@ class BlockRun:
     """Length of the hidden state after the block; the mean over tokens."""
     attention_share: float | None = None
     """Length of what attention added, as a share of the hidden state's before it; the mean over tokens."""
+    cross_share: float | None = None
+    """The same of the decoder's attention to the source."""
     mlp_share: float | None = None
     """The same of the feed-forward part."""
     lens: Lensed = Lensed()
@@ -202,6 +204,14 @@ class Run:
     """Of the next token's distribution, in nats."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Of a model with a classification head: label → probability, or "value"."""
+    logits: Mapping[str, float] = field(default_factory=dict)
+    """What the head gives before they become probabilities, by label."""
+    pooling: str = ""
+    """How a model without a next token makes one vector of its tokens: "cls", "mean", "last", "max"."""
+    vector: tuple[float, ...] = ()
+    """That vector, of a model that ends in it."""
+    effects: tuple[float, ...] = ()
+    """For every token: by how much its presence raises the likeliest label's probability, or the value."""
 
 
 @dataclass(frozen=True)

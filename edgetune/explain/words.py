@@ -7,6 +7,17 @@ import unicodedata
 STEPS = ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token")
 """The titles of the six steps."""
 
+LABEL_STEPS = (*STEPS[:4], "Pooling and head", "The answer")
+"""The same of a model that ends in labels, a number or a vector."""
+
+POOLED = {
+    "cls": "The first token's state is taken",
+    "last": "The last token's state is taken",
+    "mean": "The mean of all tokens' states is taken",
+    "max": "Of each dimension the largest is taken",
+}
+"""What a pooling does."""
+
 _NAMED = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
