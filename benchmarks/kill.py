@@ -147,7 +147,7 @@ def _watch(directory: str, watch: Watch) -> None:
         watch(f"step {steps[0]}")
         return forward(*args)
 
-    Loop._backward = backward  # type: ignore[method-assign]
+    Loop._backward = backward  # type: ignore[method-assign, assignment]
 
 
 def _kill_here() -> None:

@@ -234,7 +234,7 @@ class PreferenceTask(CausalTask):
         """Rewards of the validation pairs."""
         chosen, rejected = np.array(said, dtype=np.float64).T
         values = {
-            "reward_accuracy": float((chosen > rejected).mean()),
+            "reward_accuracy": _share_won(chosen, rejected),
             "reward_margin": float((chosen - rejected).mean()),
             "chosen_reward": float(chosen.mean()),
             "rejected_reward": float(rejected.mean()),
@@ -423,7 +423,7 @@ class KtoTask(PreferenceTask):
         chosen, rejected = rewards[good], rewards[~good]
         values = {}
         if len(chosen) and len(rejected):
-            values["reward_accuracy"] = float((chosen[:, None] > rejected[None]).mean())
+            values["reward_accuracy"] = _share_won(chosen[:, None], rejected[None])
             values["reward_margin"] = float(chosen.mean() - rejected.mean())
         if len(chosen):
             values["chosen_reward"] = float(chosen.mean())
@@ -439,6 +439,11 @@ class KtoTask(PreferenceTask):
             for row, reward in zip(sequences, rewards.tolist(), strict=True)
         ]
         return Measured(values, predictions)
+
+
+def _share_won(chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> float:
+    """How often `chosen` is more; equal ones, as all are on a fresh adapter, count half: that is chance, not defeat."""
+    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
 
 
 def _verdicts(row: Preference | Judged) -> list[Judged]:
