@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ import pytest
 
 from edgetune.data.columns import CLASSIFICATION, EMBEDDING, REGRESSION, REWRITING, languages, possible_tasks
 from edgetune.data.dataset import read_columns
-from edgetune.errors import DataError, EdgetuneError, UsageError
+from edgetune.errors import DataError, EdgetuneError
 from edgetune.events import Event, Notice
-from edgetune.training import TrainSettings, merge_settings, prepare, train
+from edgetune.training import TrainSettings, prepare, train
 from edgetune.training import metrics as measure
 from edgetune.training.confusion import confusion_svg
-from edgetune.training.tasks import TASKS
 from edgetune.training.tasks.labelled import sort_labels
 from tests.task_models import write_model, write_rows
 
@@ -231,44 +229,3 @@ def test_the_page_escapes_what_data_say(tmp_path: Path, bert: Path) -> None:
     assert "<img" not in page
     assert "&lt;img" in page
     assert "src=" not in page.replace("&lt;img src=x", "")
-
-
-EXTENSION = '''
-"""A task that writes what is known of each thing in front of the text that names it."""
-import json
-from dataclasses import replace
-from pathlib import Path
-from edgetune.data.columns import Labelled
-from edgetune.training.tasks.labelled import ClassificationTask
-
-FACTS = {"cat": "animal"}
-
-class WithFacts(ClassificationTask):
-    def check_rows(self, dataset, sink):
-        def told(example):
-            facts = " ".join(fact for name, fact in FACTS.items() if name in example.first)
-            return replace(example, first=f"{facts} {example.first}".strip())
-        examples = {name: [(place, told(e)) for place, e in rows] for name, rows in dataset.examples.items()}
-        return super().check_rows(replace(dataset, examples=examples), sink)
-'''
-
-
-def test_another_package_adds_a_task(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = tmp_path / "site"
-    info = site / "facts-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "facts.py").write_text(EXTENSION)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: facts\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edgetune.tasks]\nwith-facts = facts:WithFacts\nbroken = facts:Nothing\n")
-    with pytest.raises(UsageError, match="task is 'with-facts', expected one of auto, chat"):
-        merge_settings({"task": "with-facts"}, {})
-    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
-    assert TASKS.names()[-2:] == ["broken", "with-facts"]
-    rows = [{"text": "the cat", "label": "x"}, {"text": "the house", "label": "y"}]
-    data = write_rows(tmp_path / "data", {"train": rows, "valid": rows})
-    run = train(settings(bert, data, task="with-facts", out=str(tmp_path / "run")))
-    assert run.task == "with-facts"
-    told = [json.loads(line)["text"] for line in (run.path / "predictions.jsonl").read_text().splitlines()]
-    assert told == ["animal the cat", "the house"]
-    with pytest.raises(UsageError, match="cannot be loaded"):
-        train(settings(bert, data, task="broken", out=str(tmp_path / "other")))

@@ -35,6 +35,7 @@ _METAVARS = {
     "chat_template": "FILE",
     "rank_pattern": "PATTERN=RANK",
     "alpha_pattern": "PATTERN=ALPHA",
+    "option": "NAME=VALUE",
     "task": "TASK",
     "method": "METHOD",
     "metric": "NAME",
@@ -147,9 +148,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("target_modules", "modules_to_save"):
         if name in given:
             given[name] = tuple(part for value in given[name] for part in _names(value))
-    for name, number in (("rank_pattern", int), ("alpha_pattern", float)):
+    for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):
         if name in given:
-            given[name] = dict(_pattern(name, value, number) for value in given[name])
+            given[name] = dict(_pattern(name, value, kind) for value in given[name])
+    if "option" in given:
+        given["option"] = dict(_option(value) for value in given["option"])
     return given
 
 
@@ -164,6 +167,13 @@ def _pattern(name: str, value: str, number: Callable[[str], float]) -> tuple[str
         return pattern, number(text)
     except ValueError as error:
         raise UsageError(f"{flag_name(name)} is {value!r}, expected {_METAVARS[name]}.") from error
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--option is {text!r}, expected NAME=VALUE.")
+    return name.replace("-", "_"), value
 
 
 def _train(given: Mapping[str, Any]) -> Run:

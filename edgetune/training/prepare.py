@@ -103,6 +103,7 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
         raise UsageError("No data to train on.", hint="Give a file or a directory with -d.")
     task = find_task(choose_task(settings, read_raw_config(model_dir), model_dir))
     has_template = template is not None or read_template(model_dir) is not None
+    _check_options(settings, task)
     dataset = task.read(settings, model_dir, has_template=has_template, sink=sink)
     config = read_config(model_dir, task)
     max_length = _max_length(settings.max_length, context_length(config), sink)
@@ -245,6 +246,16 @@ def _check_metric(settings: TrainSettings, task: Task, *, has_valid: bool) -> No
             hint="Put a file valid.jsonl beside the training data (fewer than 40 rows are not split by themselves), "
             "or leave out --metric and --early-stopping.",
         )
+
+
+def _check_options(settings: TrainSettings, task: Task) -> None:
+    """Raise `UsageError` for an option that neither the task nor the method says it has."""
+    known = {**getattr(task, "options", {}), **getattr(find_method(settings.method), "options", {})}
+    for name in settings.option:
+        if name not in known:
+            of = f"the task {settings.task} with the method {settings.method}"
+            told = "; ".join(f"{key}: {about}" for key, about in known.items())
+            raise UsageError(f"--option {name} is not known to {of}.", hint=told or "It has no options.")
 
 
 def _max_length(wanted: int, context: int, sink: Sink) -> int:

@@ -35,6 +35,8 @@ class TrainSettings:
     simpo, kto); auto: by the data."""
     method: str = "lora"
     """How the model is adapted: lora, rslora, dora, lora+, pissa, olora, qlora, full, houlsby, pfeiffer or prompt."""
+    option: Mapping[str, str] = field(default_factory=dict)
+    """What a task or method of another package wants to be told: NAME=VALUE."""
     epochs: float = 3.0
     """Passes over the training data; ignored when --steps is given."""
     steps: int = 0
@@ -204,7 +206,8 @@ class TrainSettings:
 
         model = path(self.model) if Path(self.model).expanduser().is_dir() else self.model
         data = tuple(map(path, self.data))
-        return replace(self, model=model, data=data, chat_template=path(self.chat_template))
+        option = {name: path(text) if Path(text).expanduser().is_file() else text for name, text in self.option.items()}
+        return replace(self, model=model, data=data, chat_template=path(self.chat_template), option=option)
 
     def differences(self, other: TrainSettings) -> list[str]:
         """Which settings differ, as "--lr 0.0001, was 0.0002"; where the run is written does not count."""
@@ -295,6 +298,8 @@ def _relative(name: str, value: Any, directory: Path) -> Any:
         return str(directory / value)
     if name == "data":
         return tuple(str(directory / item) for item in value)
+    if name == "option":
+        return {key: str(directory / text) if (directory / text).is_file() else text for key, text in value.items()}
     if name == "model" and (directory / value).exists() and ("/" in value or value.startswith(".")):
         return str(directory / value)
     return value
@@ -309,7 +314,7 @@ def _typed(name: str, value: Any, *, where: str = "") -> Any:
         if isinstance(items, Sequence) and all(isinstance(item, str) for item in items):
             return tuple(items)
     elif "Mapping" in text:
-        number = int if "int" in text else (int, float)
+        number = str if "str, str" in text else int if "int" in text else (int, float)
         items = value.values() if isinstance(value, Mapping) else [value]
         if isinstance(value, Mapping) and all(isinstance(n, number) and not isinstance(n, bool) for n in items):
             return dict(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgetune.errors import CorruptFileError
 from edgetune.events import Sink
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 class Method:
     """One way to adapt a base; by default a frozen base, AdamW, and a PEFT adapter that `attach` makes."""
+
+    options: ClassVar[Mapping[str, str]] = {}
+    """What `settings.option` may hold for it: name → what it is."""
 
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base with the task's head, frozen. Raises `CorruptFileError`."""

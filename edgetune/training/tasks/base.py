@@ -52,7 +52,7 @@ class Measured:
 
 
 class Task(Protocol):
-    """One kind of training."""
+    """One kind of training. It may have `options`: what `settings.option` may hold for it, name → what it is."""
 
     auto_class: ClassVar[str]
     """The transformers class that loads the base with this task's head, e.g. "AutoModelForCausalLM"."""
@@ -77,7 +77,10 @@ class Task(Protocol):
         ...
 
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
-        """Read and check every row; needs neither torch nor transformers. Raises `UsageError` or `DataError`."""
+        """Read and check every row; needs neither torch nor transformers. Raises `UsageError` or `DataError`.
+
+        What is added from other files belongs into the data's `sha256`: runs are resumed, and token ids kept, by it.
+        """
         ...
 
     def check_config(self, config: Any, architecture: str, model_dir: Path) -> None:
