@@ -20,9 +20,15 @@ from converters.checkpoint import STORAGE, Checkpoint, SafetensorsCheckpoint, lo
 from converters.config import read_config
 from converters.encoding import Q8_0_BLOCK, TensorType
 from converters.errors import ConverterError
-from converters.head import POOLING_KEY, POOLING_TYPES, head_metadata
+from converters.head import POOLING_KEY, POOLING_TYPES, TASK_KEY, head_metadata
 from converters.plan import Output, Part, plan
-from converters.sentence_transformers import SentenceModel, read_sentence_model, transformer_dir
+from converters.sentence_transformers import (
+    MAX_LENGTH_KEY,
+    SentenceModel,
+    read_sentence_model,
+    tokenizer_limit,
+    transformer_dir,
+)
 from converters.stream import write_tensor
 from converters.vocab import harmless_name, read_vocabulary
 from converters.writer import GgufWriter, Value, planned_bytes
@@ -38,6 +44,7 @@ _FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q8_0: 7, TensorT
 _ALWAYS_FLOAT32 = (
     *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "attn_rel_b.weight"),
 )
+_OVER_WHOLE_TEXTS = ("classification", "multilabel", "regression", "embedding")
 _QUANTIZATION_VERSION = 2
 
 
@@ -83,7 +90,10 @@ def convert_base(
         )
         name = harmless_name(model_dir.resolve().name, vocabulary)
         general = {**_general_metadata(name, family, wanted, outputs), **card_metadata(model_dir)}
-        keys = {**general, **vocabulary, **_head_keys(family, checkpoint, sentence), **(metadata or {})}
+        head = _head_keys(family, checkpoint, sentence)
+        if head.get(TASK_KEY) in _OVER_WHOLE_TEXTS and (limit := tokenizer_limit(tokenizer_dir)):
+            head = {MAX_LENGTH_KEY: limit, **head}
+        keys = {**general, **vocabulary, **head, **(metadata or {})}
         if on_notice is not None:
             for notice in _notices(family, checkpoint):
                 on_notice(notice)

@@ -22,6 +22,7 @@ from converters.head import Head, Layer
 from converters.writer import Value
 
 MODULES_NAME = "modules.json"
+MAX_LENGTH_KEY = "edgetune.tokenizer.max_length"
 
 _AGAIN = "Download or save the model again."
 _TORCH = "Run it with torch: --engine torch."
@@ -37,6 +38,7 @@ _MODES = {
 _POOLINGS = ("cls", "mean", "max", "last")
 _ACTIVATIONS = {"Identity": "none", **{name: name.lower() for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")}}
 _LIMIT_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "albert", "xlnet")
+_UNLIMITED = 1 << 20  # where no limit is known, a number far above this is saved
 _NORM_EPS = 1e-5  # torch's own, which the module leaves as it is
 
 
@@ -83,7 +85,7 @@ class SentenceModel:
         if self.default_prompt:
             keys["edgetune.default_prompt"] = self.default_prompt
         if self.max_length:
-            keys["edgetune.tokenizer.max_length"] = self.max_length
+            keys[MAX_LENGTH_KEY] = self.max_length
         return keys
 
 
@@ -92,6 +94,12 @@ def transformer_dir(model_dir: Path) -> Path:
     if (model_dir / "config.json").is_file() or not (model_dir / MODULES_NAME).is_file():
         return model_dir
     return _modules(model_dir)[0][1]
+
+
+def tokenizer_limit(tokenizer_dir: Path) -> int | None:
+    """Tokens after which transformers' tokenizer cuts a text; None where its files set no limit."""
+    limit = _read(tokenizer_dir / "tokenizer_config.json").get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED else None
 
 
 def read_sentence_model(model_dir: Path) -> SentenceModel | None:

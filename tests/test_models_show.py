@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from edgetune.artifacts import RUN_RECORD, Fingerprint, Run
 from edgetune.cli.models import command
+from edgetune.export import export_base
 from edgetune.library.sizes import Sizes, sizes_from_config
+from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf, checkpoint
+from tests.seq2seq_checkpoints import write_seq2seq
+from tests.test_sentence_transformers import WIDTH, Module, pooling, write_modules
 
 _BOTH = {"is_encoder_decoder": True, "d_model": 64}
 
@@ -90,3 +95,88 @@ def test_people_read_it_too() -> None:
     assert "in memory" in text
     assert "with 512 tokens" in text
     assert "head size" in text
+
+
+_DUTY = ("task", "labels", "pooling", "normalize", "prompts", "default_prompt", "longest_text", "context")
+
+
+def duties(directory: Path) -> list[dict[str, Any]]:
+    """Of a checkpoint and of its GGUF file."""
+    gguf = directory.with_suffix(".gguf")
+    export_base(directory, gguf, outtype="f16")
+    return [{name: value for name, value in show(path).items() if name in _DUTY} for path in (directory, gguf)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "task", "labels"),
+    [
+        (None, "classification", ["red", "green", "blue"]),
+        ("multi_label_classification", "multilabel", ["red", "green", "blue"]),
+        ("regression", "regression", []),
+    ],
+)
+def test_a_classifiers_task_and_labels(problem: str | None, task: str, labels: list[str], tmp_path: Path) -> None:
+    settings = {**LABELS, "problem_type": problem}
+    directory = write_encoder(tmp_path / "one", "roberta", "ForSequenceClassification", overrides=settings)
+    first, second = duties(directory)
+    assert first == second
+    assert (first["task"], first["labels"], first["pooling"]) == (task, labels, "")
+    # 160 rows, of which RoBERTa leaves those up to its padding token's id.
+    assert first["context"] == first["longest_text"] == 158
+
+
+def test_what_a_sentence_model_makes_of_a_text(tmp_path: Path) -> None:
+    directory = write_encoder(tmp_path / "one", "bert")
+    normalize: Module = ("Normalize", "2_Normalize", {}, {})
+    write_modules(directory, [pooling(pooling_mode_cls_token=True, word_embedding_dimension=WIDTH), normalize])
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64}))
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    first, second = duties(directory)
+    assert first == second
+    assert (first["task"], first["pooling"], first["normalize"]) == ("embedding", "cls", True)
+    assert (first["context"], first["longest_text"]) == (160, 64)
+    assert first["prompts"] == prompts["prompts"]
+    text = CliRunner().invoke(command, ["show", str(directory)]).stdout
+    assert "cls, brought to length 1" in text
+    assert "query (default): 'query: '" in text
+
+
+def test_the_tokenizers_limit_counts_where_no_other_is_set(tmp_path: Path) -> None:
+    directory = write_encoder(tmp_path / "one", "distilbert")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 48}))
+    first, second = duties(directory)
+    assert first == second
+    assert (first["context"], first["longest_text"], first["pooling"]) == (160, 48, "mean")
+
+
+def test_the_words_t5_reads_as_a_task(tmp_path: Path) -> None:
+    directory = write_seq2seq(tmp_path / "one", "t5")
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"n_positions": 512, "task_specific_params": {"summarization": {"prefix": "summarize: ", "num_beams": 4}}}
+    (directory / "config.json").write_text(json.dumps(config))
+    first, second = duties(directory)
+    assert first == second
+    assert (first["task"], first["longest_text"]) == ("seq2seq", 512)
+    assert first["prompts"] == {"summarization": "summarize: "}
+    bart = show(write_seq2seq(tmp_path / "two", "bart"))
+    assert (bart["task"], bart["longest_text"], bart["prompts"]) == ("seq2seq", 128, {})
+
+
+def test_decoders_chat_where_they_have_a_template(tmp_path: Path) -> None:
+    first, second = show(checkpoint("llama")), show(base_gguf("llama"))
+    assert first["task"] == second["task"] == "chat"
+    assert first["longest_text"] is second["longest_text"] is None
+
+
+def test_what_a_run_was_trained_for(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    for task, data, expected in (
+        ("classification", {"labels": ["no", "yes"]}, ("classification", ["no", "yes"], {})),
+        ("classification", {"labels": ["no", "yes"], "multi_label": True}, ("multilabel", ["no", "yes"], {})),
+        ("seq2seq", {"source_prefix": "summarize: "}, ("seq2seq", [], {"source": "summarize: "})),
+    ):
+        run = Run(path=tmp_path, base_path=tmp_path, base_name="base", fingerprint=Fingerprint(), task=task, data=data)
+        (tmp_path / RUN_RECORD).write_text(json.dumps(run.record()))
+        shown = show(tmp_path)
+        assert (shown["task"], shown["labels"], shown["prompts"]) == expected

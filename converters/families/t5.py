@@ -130,6 +130,11 @@ class T5(Family):
             "decoder_start_token_id": self.decoder_start,
         }
 
+    def other_metadata(self) -> dict[str, Value]:
+        tasks = self.config.get("task_specific_params")
+        found = {name: one.get("prefix") for name, one in (tasks or {}).items() if isinstance(one, dict)}
+        return {f"edgetune.prompts.{name}": text for name, text in found.items() if isinstance(text, str) and text}
+
     def stack_metadata(self) -> dict[str, Value]:
         """The keys that an encoder alone has as well."""
         epsilon = self.config.number("layer_norm_epsilon")
@@ -240,6 +245,9 @@ class T5Encoder(T5):
 
     def metadata(self) -> dict[str, Value]:
         return self.stack_metadata()
+
+    def other_metadata(self) -> dict[str, Value]:
+        return {}
 
     def weights(self) -> Iterator[Weight]:
         yield weight(self.embedding_name, (self.config.natural("vocab_size"), self.hidden), EMBEDDING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ from edgetune.cli.terminal import aligned, table, typed_path
 from edgetune.errors import UnsupportedError
 
 _KINDS = {"checkpoint": "Hugging Face", "run": "training run", "model": "GGUF", "adapter": "GGUF adapter"}
+_MOST_LABELS = 20
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -63,7 +65,12 @@ def show(model: str, as_json: bool) -> None:
     adapters = library.adapters_for(description.fingerprint) if description.kind in ("checkpoint", "model") else []
     if as_json:
         values: dict[str, Any] = asdict(description)
-        values |= {**values.pop("sizes"), "path": str(description.path), "adapters": [str(path) for path in adapters]}
+        values |= {
+            **values.pop("sizes"),
+            **values.pop("duty"),
+            "path": str(description.path),
+            "adapters": [str(path) for path in adapters],
+        }
         click.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
     rows = [(title, value.replace("\n", "\\n")) for title, value in _rows(description) if value]
@@ -111,6 +118,7 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("kind", _KINDS[description.kind]),
         ("path", typed_path(description.path)),
         ("architecture", description.architecture),
+        *_duty(description.duty),
         ("trained", description.trained),
         ("rank", _number(description.rank)),
         ("alpha", f"{description.alpha:g}" if description.alpha is not None else ""),
@@ -131,6 +139,26 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("base", description.base_name if description.kind in ("run", "adapter") else ""),
         ("fingerprint", _fingerprint(description.fingerprint)),
     ]
+
+
+def _duty(duty: library.Duty) -> list[tuple[str, str]]:
+    normalized = ", brought to length 1" if duty.normalize and duty.pooling else ""
+    prompts = [
+        f"{name}{' (default)' if name == duty.default_prompt else ''}: {text!r}" for name, text in duty.prompts.items()
+    ]
+    return [
+        ("task", duty.task),
+        ("labels", _labels(duty.labels)),
+        ("pooling", duty.pooling + normalized),
+        ("longest text", f"{duty.longest_text:,} tokens" if duty.longest_text else ""),
+        ("prompts", "\n".join(prompts)),
+    ]
+
+
+def _labels(labels: Sequence[str]) -> str:
+    """All of them where they are few, else the first ones and how many there are."""
+    more = f" and {len(labels) - _MOST_LABELS:,} more" if len(labels) > _MOST_LABELS else ""
+    return ", ".join(labels[:_MOST_LABELS]) + more
 
 
 def _memory(description: library.Description) -> str:

@@ -31,12 +31,7 @@ from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.gguf_tensors import GgufTensors
 from edgetune.hardware import physical_cores
 from edgetune.head import LLAMA_POOLINGS, Array, Head, Pooling, pool, read_head
-
-MAX_TOKENS_KEY = "edgetune.tokenizer.max_length"
-"""GGUF metadata: the longest text that the model was made for, where that is less than its context."""
-PROMPT_PREFIX = "edgetune.prompts."
-"""GGUF metadata: what is put before a text, by the name of its purpose."""
-DEFAULT_PROMPT_KEY = "edgetune.default_prompt"
+from edgetune.sentence_modules import read_prompting
 
 _BATCH_TOKENS = 256
 """Measured best on two CPU cores with texts of 5 to 250 tokens."""
@@ -256,11 +251,10 @@ def _load(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
 
 
 def _profile(header: GgufHeader, head: Head | None, *, is_encoder: bool) -> Profile:
-    metadata = header.metadata
     hidden = header.number("embedding_length") or 0
     context = header.number("context_length") or 512
-    asked = metadata.get(MAX_TOKENS_KEY)
-    limit = min(context, int(asked)) if isinstance(asked, int | float) and asked > 0 else context
+    prompting = read_prompting(header)
+    limit = min(context, prompting.max_tokens or context)
     for_vectors = head is not None and head.task == "embedding"
     if head is not None:
         head.check_width(hidden, header.path)
@@ -268,9 +262,6 @@ def _profile(header: GgufHeader, head: Head | None, *, is_encoder: bool) -> Prof
     pooling: Pooling = (
         (head.pooling if for_vectors and head else None) or recorded or ("mean" if is_encoder else "last")
     )
-    prompts = {
-        key.removeprefix(PROMPT_PREFIX): str(value) for key, value in metadata.items() if key.startswith(PROMPT_PREFIX)
-    }
     return Profile(
         path=header.path,
         hidden_size=hidden,
@@ -280,8 +271,8 @@ def _profile(header: GgufHeader, head: Head | None, *, is_encoder: bool) -> Prof
         # What is not from here says nothing about it, and is mostly meant to be compared by cosine.
         normalize=head.normalize if head is not None else True,
         is_encoder=is_encoder,
-        prompts=prompts,
-        default_prompt=str(metadata.get(DEFAULT_PROMPT_KEY, "")),
+        prompts=prompting.prompts,
+        default_prompt=prompting.default_prompt,
     )
 
 

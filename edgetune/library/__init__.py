@@ -6,6 +6,7 @@ It records where files are and reads what their headers say; it loads no weights
 from __future__ import annotations
 
 from edgetune.library.describe import Description, checkpoint_architecture, describe, disk_bytes, read_config
+from edgetune.library.duty import Duty
 from edgetune.library.index import (
     EMBEDDED_NAME,
     Entry,
@@ -25,6 +26,7 @@ from edgetune.library.sizes import Sizes
 __all__ = [
     "EMBEDDED_NAME",
     "Description",
+    "Duty",
     "Entry",
     "Kind",
     "Purpose",

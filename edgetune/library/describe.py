@@ -21,6 +21,7 @@ from edgetune.fingerprint import (
     transformer_dir,
 )
 from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
+from edgetune.library.duty import Duty, duty_of_checkpoint, duty_of_gguf, duty_of_run
 from edgetune.library.index import Kind, classify, entry_name
 from edgetune.library.sizes import Sizes, sizes_from_config, sizes_from_gguf
 
@@ -45,6 +46,7 @@ class Description:
     types: Mapping[str, int]
     """Tensor type → numbers stored in it."""
     sizes: Sizes = field(default_factory=Sizes)
+    duty: Duty = field(default_factory=Duty)
     file_type: str = ""
     has_template: bool = False
     licence: str = ""
@@ -112,6 +114,8 @@ def _describe_gguf(header: GgufHeader) -> Description:
     gguf = gguf_from_header(header)
     sizes = sizes_from_gguf(header)
     weights = sum(tensor.nbytes for tensor in header.tensors)
+    has_template = "tokenizer.chat_template" in header.metadata
+    has_duty = gguf.kind == "model" or "edgetune.task" in header.metadata
     types: Counter[str] = Counter()
     for tensor in header.tensors:
         types[tensor.type] += prod(tensor.shape)
@@ -125,7 +129,8 @@ def _describe_gguf(header: GgufHeader) -> Description:
         types=dict(types.most_common()),
         sizes=sizes,
         file_type=gguf.file_type,
-        has_template="tokenizer.chat_template" in header.metadata,
+        duty=duty_of_gguf(header, writes=_writes(has_template)) if has_duty else Duty(),
+        has_template=has_template,
         licence=str(header.metadata.get("general.license", "")),
         memory=sizes.memory(weights, keeps_cache=not gguf.architecture.endswith(("bert", "encoder")))
         if gguf.kind == "model"
@@ -134,6 +139,10 @@ def _describe_gguf(header: GgufHeader) -> Description:
         fingerprint=gguf.fingerprint,
         **(_gguf_adapter(header) if gguf.kind == "adapter" else {}),
     )
+
+
+def _writes(has_template: bool) -> str:
+    return "chat" if has_template else "completion"
 
 
 def _gguf_adapter(header: GgufHeader) -> dict[str, Any]:
@@ -164,7 +173,7 @@ def _trained(record: object) -> str:
 
 def _describe_checkpoint(model_dir: Path) -> Description:
     config = read_config(model_dir)
-    sizes = sizes_from_config(config)
+    sizes, has_template = sizes_from_config(config), read_chat_template(model_dir) is not None
     architecture = checkpoint_architecture(model_dir)
     types, size = _safetensors_types(safetensors_files(model_dir))
     return Description(
@@ -176,7 +185,8 @@ def _describe_checkpoint(model_dir: Path) -> Description:
         bytes=size,
         types=types,
         sizes=sizes,
-        has_template=read_chat_template(model_dir) is not None,
+        duty=duty_of_checkpoint(model_dir, transformer_dir(model_dir), config, writes=_writes(has_template)),
+        has_template=has_template,
         licence=_card_licence(model_dir),
         memory=sizes.memory(
             size, keeps_cache=architecture.endswith(_WRITING) or bool(config.get("is_encoder_decoder"))
@@ -197,6 +207,7 @@ def _describe_run(run_dir: Path) -> Description:
         parameters=sum(types.values()),
         bytes=size,
         types=types,
+        duty=duty_of_run(run) if run else Duty(),
         has_template=read_chat_template(run_dir) is not None,
         base_name=run.base_name if run else "",
         fingerprint=run.fingerprint if run else Fingerprint(),

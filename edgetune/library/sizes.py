@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune.gguf_header import GgufHeader
+from edgetune.text_limit import positions
 
 _CONFIG_NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "num_layers"),
@@ -16,7 +17,6 @@ _CONFIG_NAMES = {
     "heads": ("num_attention_heads", "n_head", "n_heads", "encoder_attention_heads", "num_heads"),
     "kv_heads": ("num_key_value_heads",),
     "head_size": ("head_dim", "d_kv"),
-    "context": ("max_position_embeddings", "n_positions"),
     "vocabulary": ("vocab_size",),
 }
 _GGUF_NAMES = {
@@ -53,7 +53,7 @@ class Sizes:
     head_size: int | None = None
     """Numbers a head works on."""
     context: int | None = None
-    """Tokens."""
+    """Tokens that the model has positions for."""
     vocabulary: int | None = None
     """Tokens."""
 
@@ -90,6 +90,7 @@ def sizes_from_config(config: Mapping[str, Any]) -> Sizes:
     if nested is not None:
         config = nested
     numbers = {name: first(keys) for name, keys in _CONFIG_NAMES.items()}
+    numbers["context"] = positions(config)
     if not config.get("is_encoder_decoder"):
         numbers["decoder_layers"] = None
     elif numbers["decoder_layers"] is None:

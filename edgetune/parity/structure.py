@@ -12,6 +12,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.gguf_header import GgufHeader
 from edgetune.library import check_pair_headers, read_config
+from edgetune.text_limit import unused_positions
 
 _SAME_NUMBERS = {
     "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -62,7 +63,7 @@ def _findings(header: GgufHeader, base_dir: Path, lora: GgufHeader | None, merge
         found = header.metadata.get(f"{header.architecture}.{key}")
         if expected is not None and isinstance(found, int | float):
             if key == "context_length":
-                expected -= _skipped_positions(config)
+                expected -= unused_positions(config)
             same = abs(found - expected) <= 1e-6 * abs(expected)
             yield "" if same else f"{key} is {found:g} in {header.path.name} and {expected:g} in config.json"
     yield _vocabulary(header)
@@ -77,14 +78,6 @@ def _findings(header: GgufHeader, base_dir: Path, lora: GgufHeader | None, merge
             yield ""
         except EdgetuneError as error:
             yield error.message
-
-
-def _skipped_positions(config: Mapping[str, Any]) -> int:
-    """Rows at the start of the position table that no token ever has: RoBERTa and its kin count on from the padding."""
-    if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert"):
-        return 0
-    padding = config.get("pad_token_id", 1)
-    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def _vocabulary(header: GgufHeader) -> str:

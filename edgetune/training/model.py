@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune.errors import CorruptFileError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
+from edgetune.text_limit import positions
 from edgetune.training.settings import TrainSettings, flag_name
 from edgetune.training.tasks import Task
 
@@ -43,10 +44,6 @@ TOKENIZER_FILES = (
 )
 """What a run copies from its base, so that other tools find tokenizer and template with the adapter."""
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm")
-
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-
 
 def check_base(model_dir: Path) -> dict[str, Any]:
     """The base's config.json, after everything that can be said of a base without loading torch.
@@ -72,10 +69,7 @@ def check_base(model_dir: Path) -> dict[str, Any]:
 
 def context_length(config: Any) -> int:
     """How many tokens the model was made for; 0 when its config does not say."""
-    inner = text_config(config)
-    found = next((int(value) for name in _CONTEXT_NAMES if (value := getattr(inner, name, None))), 0)
-    # These count positions from behind the padding token's.
-    return max(0, found - 1 - int(inner.pad_token_id or 0)) if inner.model_type in _OFFSET_POSITIONS else found
+    return positions(text_config(config).to_dict()) or 0
 
 
 def text_config(config: Any) -> Any:

@@ -19,14 +19,18 @@ from edgetune.engine.encoder import Encoder, Profile
 from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
 from edgetune.engine.torch.adapters import READERS, read_with_peft
 from edgetune.engine.torch.loading import TOKENIZER_FILES
-from edgetune.engine.torch.sentence_modules import SentenceModules, read_modules
+from edgetune.engine.torch.sentence_layers import load_layer
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.head import POOLINGS, Array, Head, HeadLayer, Pooling
+from edgetune.sentence_modules import SentenceModules, read_modules
+from edgetune.text_limit import positions
 
 Dtype = Literal["auto", "f32", "bf16"]
 
 _BATCH_TOKENS = 4096
+_LONGEST = 512
+"""Tokens of a text for a model that sets no bound itself."""
 _HEADS = ("classifier.out_proj", "classifier", "score", "classification_head.out_proj")
 """Modules that end in a classifier's outputs, the longer name first."""
 _PEFT_CLASSIFIER = "SEQ_CLS"
@@ -42,7 +46,7 @@ class TorchBackend:
         """Take over `model`, a classifier where `profile` scores texts."""
         self._model, self._modes, self._pad_id = model, tuple(modes), pad_id
         scores = profile.head is not None and profile.head.scores_texts
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = self.transformers_model
         self._encoder = inner.base_model if scores else inner
         # transformers finds a text's last token by the padding's id, which a text may end with.
         self._last_token_head = getattr(inner, "score", None) if scores and not profile.is_encoder else None
@@ -56,12 +60,17 @@ class TorchBackend:
         """The transformers model, with PEFT's around it where there is an adapter."""
         return self._model
 
+    @property
+    def transformers_model(self) -> Any:
+        """The transformers model itself."""
+        return self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+
     def pool(self, batch: Sequence[Encoded], pooling: Pooling | None = None) -> Array:
         """Pooled last hidden states, (n, hidden); with several poolings end to end where the model asks for it."""
         import torch
 
         with torch.inference_mode():
-            inputs = self._inputs(batch)
+            inputs = self.inputs(batch)
             states = self._encoder(**inputs).last_hidden_state
             lengths = torch.tensor([len(one) for one in batch], device=self._device)
             parts = [_pool(states, lengths, mode) for mode in ((pooling,) if pooling else self._modes)]
@@ -73,17 +82,18 @@ class TorchBackend:
 
         with torch.inference_mode():
             if self._last_token_head is not None:
-                states = self._encoder(**self._inputs(batch)).last_hidden_state
+                states = self._encoder(**self.inputs(batch)).last_hidden_state
                 lengths = torch.tensor([len(one) for one in batch], device=self._device)
                 logits = self._last_token_head(_pool(states, lengths, "last"))
                 return np.asarray(logits.float().cpu().numpy(), np.float32)
-            return np.asarray(self._model(**self._inputs(batch)).logits.float().cpu().numpy(), np.float32)
+            return np.asarray(self._model(**self.inputs(batch)).logits.float().cpu().numpy(), np.float32)
 
     def close(self) -> None:
         """Let go of the model."""
         self._model = self._encoder = None
 
-    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+    def inputs(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        """What the transformers model takes of them, filled up on the right: ids, mask and types, (n, width)."""
         import torch
 
         width = max(map(len, batch))
@@ -107,6 +117,11 @@ def open_torch_encoder(model_dir: Path, *, adapter_dir: Path | None = None, dtyp
     """
     backend, tokenizer = load_backend(model_dir, adapter_dir=adapter_dir, dtype=dtype)
     return Encoder(backend, tokenizer)
+
+
+def read_task(model_dir: Path, adapter_dir: Path | None = None) -> tuple[list[str], str]:
+    """The labels of `model_dir` with PEFT's adapter in `adapter_dir`, and what they are for; no weights are read."""
+    return _task(_config((read_modules(model_dir) or SentenceModules(model_dir)).transformer_dir), adapter_dir)
 
 
 def load_backend(
@@ -301,20 +316,19 @@ def _profile(
     model_dir: Path, config: Any, modules: SentenceModules, tokenizer: Any, *, labels: list[str], task: str
 ) -> Profile:
     text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or 512
-    # RoBERTa and its kin count positions from behind the padding token's id.
-    if text.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= (text.pad_token_id or 0) + 1
-    limits = [positions, modules.max_tokens or positions]
+    bound = positions(text.to_dict()) or _LONGEST
+    limits = [bound, modules.max_tokens or bound]
     if modules.max_tokens is None and 0 < tokenizer.model_max_length < 1 << 20:
         limits.append(tokenizer.model_max_length)
     is_decoder = not _sees_both_ways(text)
     pooling: Pooling = next((mode for mode in POOLINGS if mode == modules.modes[0]), "mean")
     is_sentence_model = (model_dir / "modules.json").is_file()
-    # The layers of a classifier are the model's own; the one that stands here says only that it has some.
-    layers = (
-        modules.layers if not labels else (HeadLayer("dense", np.zeros((len(labels), text.hidden_size), np.float32)),)
-    )
+    layers: tuple[HeadLayer, ...]
+    if labels:
+        # The layers of a classifier are the model's own; the one that stands here says only that it has some.
+        layers = (HeadLayer("dense", np.zeros((len(labels), text.hidden_size), np.float32)),)
+    else:
+        layers = tuple(map(load_layer, modules.layers))
     head = Head(task, tuple(labels), pooling, layers, modules.normalize) if labels or is_sentence_model else None
     return Profile(
         path=model_dir,

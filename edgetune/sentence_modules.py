@@ -1,6 +1,6 @@
-"""What a sentence-transformers directory says beside the model in it: pooling, dense layers, limits, prompts.
+"""What a sentence-transformers directory says beside the model in it: pooling, layers after it, limits, prompts.
 
-Read for the model that runs in torch, which does more of it than a GGUF file can say. Refuses modules it does not know.
+More than a GGUF file can say of it; modules that are unknown are refused. Loads no weights.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from edgetune.errors import CorruptFileError, UnsupportedError
-from edgetune.head import HeadLayer
+from edgetune.gguf_header import GgufHeader
 
 _ACTIVATIONS = {
     "Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
@@ -28,23 +26,46 @@ _OLD_MODES = {
     "pooling_mode_lasttoken": "last",
 }
 _NEW_MODES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
+_LIMIT_NAMES = ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "albert", "xlnet")
+"""In the name of the file with the limits, as saved by older and newer versions."""
+_PROMPT_PREFIX = "edgetune.prompts."
+"""GGUF metadata: what is put before a text, by the name of its purpose."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
 """Poolings that sentence-transformers has."""
 
 
 @dataclass(frozen=True)
-class SentenceModules:
+class LayerFiles:
+    """A layer after the pooling, not loaded."""
+
+    kind: Literal["dense", "layer_norm"]
+    folder: Path
+    """Where its weights are."""
+    activation: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """What texts are made ready with."""
+
+    max_tokens: int | None = None
+    """Tokens after which a text is cut; None where nothing is said of it."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What is put before a text, by the name of its purpose."""
+    default_prompt: str = ""
+    """The name of the one that is used unless another is named."""
+
+
+@dataclass(frozen=True)
+class SentenceModules(Prompting):
     """The directory's modules, put together."""
 
     transformer_dir: Path
     modes: tuple[str, ...] = ("mean",)
     """What is pooled; several are joined end to end."""
-    layers: tuple[HeadLayer, ...] = ()
+    layers: tuple[LayerFiles, ...] = ()
     normalize: bool = False
-    max_tokens: int | None = None
     lower_case: bool = False
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str = ""
 
 
 def read_modules(model_dir: Path) -> SentenceModules | None:
@@ -57,8 +78,10 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
     listed = _read(model_dir / "modules.json")
     transformer, normalize = model_dir, False
     modes: tuple[str, ...] = ("mean",)
-    layers: list[HeadLayer] = []
+    layers: list[LayerFiles] = []
     for module in listed if isinstance(listed, list) else []:
+        if not isinstance(module, dict):
+            raise CorruptFileError(f"{model_dir / 'modules.json'} lists {module!r}.", hint="Get it again.")
         kind, folder = str(module.get("type", "")).rpartition(".")[2], model_dir / str(module.get("path") or "")
         if model_dir.resolve() not in (folder.resolve(), *folder.resolve().parents):
             raise CorruptFileError(f"{model_dir / 'modules.json'} leads out of its directory.", hint="Get it again.")
@@ -72,24 +95,40 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
             normalize = True
         elif kind != "Dropout":
             raise UnsupportedError(f"{model_dir} has the sentence-transformers module {kind}, which is unknown here.")
-    limits = _read(transformer / "sentence_bert_config.json") or {}
-    prompts = _read(model_dir / "config_sentence_transformers.json") or {}
-    named = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items() if text}
+    limits = next(filter(None, (_object(transformer / f"sentence_{name}_config.json") for name in _LIMIT_NAMES)), {})
+    prompts = _object(model_dir / "config_sentence_transformers.json")
+    texts, default = prompts.get("prompts"), prompts.get("default_prompt_name")
+    named = {str(name): str(text) for name, text in texts.items() if text} if isinstance(texts, dict) else {}
     limit = limits.get("max_seq_length")
     return SentenceModules(
         transformer,
         modes,
         tuple(layers),
         normalize,
-        limit if isinstance(limit, int) and limit > 0 else None,
         bool(limits.get("do_lower_case")),
-        named,
-        str(prompts.get("default_prompt_name") or "") if prompts.get("default_prompt_name") in named else "",
+        max_tokens=limit if isinstance(limit, int) and limit > 0 else None,
+        prompts=named,
+        default_prompt=default if isinstance(default, str) and default in named else "",
+    )
+
+
+def read_prompting(header: GgufHeader) -> Prompting:
+    """What a GGUF file records of it."""
+    metadata = header.metadata
+    limit = metadata.get("edgetune.tokenizer.max_length")
+    return Prompting(
+        max_tokens=int(limit) if isinstance(limit, int | float) and limit > 0 else None,
+        prompts={
+            key.removeprefix(_PROMPT_PREFIX): str(value)
+            for key, value in metadata.items()
+            if key.startswith(_PROMPT_PREFIX)
+        },
+        default_prompt=str(metadata.get("edgetune.default_prompt", "")),
     )
 
 
 def _modes(folder: Path) -> tuple[str, ...]:
-    config = _read(folder / "config.json") or {}
+    config = _object(folder / "config.json")
     named = config.get("pooling_mode")
     if named is None:
         modes = [mode for key, mode in _OLD_MODES.items() if config.get(key)]
@@ -102,39 +141,25 @@ def _modes(folder: Path) -> tuple[str, ...]:
     return tuple(modes) or ("mean",)
 
 
-def _layer(kind: str, folder: Path) -> HeadLayer:
-    config = _read(folder / "config.json") or {}
+def _layer(kind: str, folder: Path) -> LayerFiles:
+    if kind == "LayerNorm":
+        return LayerFiles("layer_norm", folder)
+    config = _object(folder / "config.json")
     function = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    if kind == "Dense" and function not in _ACTIVATIONS:
+    if function not in _ACTIVATIONS:
         raise UnsupportedError(f"{folder} has the activation {function}, which is unknown here.")
-    tensors = _tensors(folder)
-    part = "linear" if kind == "Dense" else "norm"
-    try:
-        weight, bias = tensors[f"{part}.weight"], tensors.get(f"{part}.bias")
-    except KeyError as error:
-        raise CorruptFileError(f"{folder} lacks the tensor {part}.weight.", hint="Get it again.") from error
-    if kind == "Dense":
-        return HeadLayer("dense", weight, bias, _ACTIVATIONS[function])
-    return HeadLayer("layer_norm", weight, bias)
+    return LayerFiles("dense", folder, _ACTIVATIONS[function])
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
-    if (folder / "model.safetensors").is_file():
-        from safetensors.torch import load_file
-
-        found = load_file(folder / "model.safetensors")
-    elif (folder / "pytorch_model.bin").is_file():
-        import torch
-
-        found = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    else:
-        raise CorruptFileError(f"{folder} holds no weights.", hint="Get it again.")
-    return {name: np.asarray(tensor.float().numpy(), np.float32) for name, tensor in found.items()}
+def _object(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty where there is no such file."""
+    found = _read(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise CorruptFileError(f"{path} does not hold a JSON object.", hint="Get it again.")
+    return found
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
