@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,3 +82,18 @@ def test_a_full_run_is_converted_as_a_model(
     values = json.loads(capfd.readouterr().out)
     assert values["kind"] == "model"
     assert values["parity"]["passed"]
+
+
+def test_convert_without_source_takes_a_full_run_and_passes_over_what_no_file_can_hold(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, method in enumerate(("full", "houlsby")):
+        run = train(replace(told(settings, method, eval=False), out=f"runs/{method}"))
+        for path in run.path.glob("*.safetensors"):
+            os.utime(path, (1_000_000 + age, 1_000_000 + age))
+    capfd.readouterr()
+    assert edgetune(["convert", "--no-verify"]) == ExitCode.OK
+    assert Path(capfd.readouterr().out.strip()).name.startswith("full-")
+    assert edgetune(["convert", "--no-verify"]) == ExitCode.USAGE
+    assert "converted already" in capfd.readouterr().err

@@ -5,6 +5,7 @@ Parses, calls `export` and `parity`, renders. A file that fails its proof is not
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 import shutil
@@ -257,17 +258,26 @@ def _output(output: Path | None, default: Path) -> Path:
 
 def _newest_run() -> Path:
     runs = Path("runs")
-    found = [path for path in runs.iterdir() if (path / ADAPTER_WEIGHTS).is_file()] if runs.is_dir() else []
-    waiting = [path for path in found if not _is_converted(path)]
+    found = {path: left for path in sorted(runs.glob("*/")) if (left := _trained_weights(path))}
+    waiting = [path for path, left in found.items() if not _is_converted(path, left)]
     if not waiting:
         state = "Every run in ./runs is converted already" if found else "There is no finished run in ./runs"
         raise UsageError(f"{state}, and no SOURCE was given.", hint="Name a model or run: edgetune convert SOURCE")
-    return max(waiting, key=lambda path: (path / ADAPTER_WEIGHTS).stat().st_mtime)
+    return max(waiting, key=lambda path: found[path].stat().st_mtime)
 
 
-def _is_converted(run_dir: Path) -> bool:
-    trained = (run_dir / ADAPTER_WEIGHTS).stat().st_mtime
-    return any(path.stat().st_mtime >= trained for path in run_dir.glob("*.gguf"))
+def _trained_weights(run_dir: Path) -> Path | None:
+    """What the run left that a GGUF file can hold: an adapter, or a whole model (of which this is one file)."""
+    if (adapter := run_dir / ADAPTER_WEIGHTS).is_file():
+        config = json.loads((run_dir / "adapter_config.json").read_text(encoding="utf-8"))
+        return adapter if config.get("peft_type") == "LORA" else None
+    return next(iter(sorted(run_dir.glob("model*.safetensors"))), None)
+
+
+def _is_converted(run_dir: Path, weights: Path) -> bool:
+    trained = weights.stat().st_mtime
+    made = [*run_dir.glob("*.gguf"), *Path.cwd().glob(f"{glob.escape(model_name(run_dir))}-*.gguf")]
+    return any(path.stat().st_mtime >= trained for path in made)
 
 
 def _export(job: _Job, out_path: Path, *, threads: int, sink: Sink) -> Gguf:
