@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,15 @@ def adapted_model(directory: Path, targets: Any, *, dropout: float = 0.0) -> Any
     return adapted.eval()
 
 
-def plain_log_probability(model: Any, sequence: Any) -> tuple[Any, int]:
-    """log p of the learned tokens of one sequence, from whole logits, and how many there are."""
+def plain_log_probability(model: Any, sequence: Any, *, skipped: int = 0) -> tuple[Any, int]:
+    """log p of the learned tokens of one sequence, from whole logits, and how many there are.
+
+    `skipped`: logits in front of the text's, of a trained prompt.
+    """
     import torch
 
     ids = torch.tensor(sequence.ids[None].astype("int64"))
-    logits = model(input_ids=ids).logits[0, :-1].float()
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, skipped:-1].float()
     every = logits.log_softmax(dim=-1).gather(-1, ids[0, 1:, None])[:, 0]
     learned = torch.tensor(sequence.learned[1:])
     return every[learned].sum(), int(learned.sum())
@@ -315,6 +319,33 @@ def test_a_gguf_base_is_its_own_reference(told: Any, task: str) -> None:
     run = train(told(task, model=str(base_gguf())))
     assert run.metrics["valid_before"]["reward_margin"] == 0.0
     assert run.metrics["valid"]["reward_margin"] > 0.0
+
+
+@pytest.mark.parametrize("task", ["dpo", "orpo", "simpo", "kto"])
+def test_a_prompt_learns_preferences_and_is_judged_as_peft_runs_it(told: Any, base: Path, task: str) -> None:
+    import peft
+    import torch
+    import transformers
+
+    given = told(task, method="prompt", prompt_tokens=3, lr=5e-2, steps=12)
+    run = train(given)
+    assert run.metrics["valid_loss"] < run.metrics["valid_before_loss"]
+    prepared = prepare(given)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    said = [json.loads(line) for line in (run.path / "predictions.jsonl").read_text().splitlines()]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [plain_log_probability(plain, _one(row)) for row in prepared.valid]
+        prompted = peft.PeftModel.from_pretrained(plain, run.path).eval()
+        for row, told_of_it, (sum_of_base, count) in zip(prepared.valid, said, found, strict=True):
+            gained, _ = plain_log_probability(prompted, _one(row), skipped=3)
+            expected = {"orpo": gained / count, "simpo": 2.0 * gained / count}.get(task, 0.1 * (gained - sum_of_base))
+            reward = told_of_it["reward"] if task == "kto" else told_of_it["chosen_reward"]
+            assert reward == pytest.approx(float(expected), abs=2e-4)
+
+
+def _one(row: Any) -> Any:
+    return row.whole if hasattr(row, "whole") else row.chosen
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
