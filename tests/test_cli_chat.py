@@ -19,11 +19,11 @@ from edgetune.chat.database import ChatDatabase
 from edgetune.chat.open_chat import OpenChat
 from edgetune.cli import line_mode
 from edgetune.cli.main import run
-from edgetune.cli.model_options import choose_model
 from edgetune.errors import EdgetuneError, ExitCode, UsageError
 from edgetune.events import Event, Notice
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.library import register
+from edgetune.opening import choose_model
 from tests.chats import Typed, chat_through
 from tests.ggufs import QUERY, base_gguf, checkpoint, lora_gguf, write_lora
 

@@ -203,7 +203,7 @@ def test_a_decoder_runs_in_torch_as_well(tmp_path: Path) -> None:
 
 
 def test_the_run_record_is_no_adapter_of_another_base(tmp_path: Path) -> None:
-    from edgetune.cli.generate_engine import check_run_base
+    from edgetune.opening.torch_files import check_run_base
 
     base = write_seq2seq(tmp_path / "bart", "bart")
     lora = write_lora(tmp_path / "lora", base)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetune.cli.model_options import choose_model, model_options, open_chosen
+from edgetune.cli.model_options import model_options, open_chosen
 from edgetune.cli.progress import say, show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.cli.terminal import is_full_screen
@@ -68,6 +68,7 @@ def command(
 
     if not plain and is_full_screen():
         from edgetune.cli.last_words import speak_before_aborting
+        from edgetune.opening import choose_model
         from edgetune.tui import run_chat
 
         # Before the screen is taken: it is what an abort gives back.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgetune.cli.generate_engine import check_run_base
-from edgetune.cli.model_options import choose_model, layer_count
+from edgetune.cli.model_options import layer_count
 from edgetune.cli.progress import say, show_progress
-from edgetune.errors import UnsupportedError, UsageError
-from edgetune.events import Event, Notice, Progress, Sink
+from edgetune.events import Event, Progress, Sink
 
 if TYPE_CHECKING:
     from edgetune.engine.encoder import Encoder
@@ -67,27 +64,13 @@ def encoder_options(function: _Function) -> _Function:
 
 def open_model(model: str, options: dict[str, Any], *, sink: Sink) -> Encoder:
     """Open MODEL with what `encoder_options` added; those leave `options`, but for `long` and `skip_bad`."""
-    lora, force = options.pop("lora"), options.pop("force")
-    engine, dtype, verbose = options.pop("engine"), options.pop("dtype"), options.pop("verbose")
-    llama_options = {name: options.pop(name) for name in ("gpu_layers", "threads", "flash_attn")}
-    if engine == "torch":
-        return _open_torch(model, lora, force=force, dtype=dtype, threads=llama_options["threads"])
-    try:
-        choice = choose_model(model, lora, sink=sink)
-    except UnsupportedError as error:
-        if engine == "llama" or not _is_directory(model):
-            raise
-        sink(Notice(f"{error.message} It runs in torch instead."))
-        return _open_torch(model, lora, force=force, dtype=dtype, threads=llama_options["threads"])
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.engine.encoder_llama import open_llama_encoder
-    from edgetune.gguf_header import read_gguf_header
-    from edgetune.library import check_pair_headers
+    from edgetune.opening import open_encoder
 
+    names = ("lora", "force", "engine", "dtype", "verbose", "gpu_layers", "threads", "flash_attn")
+    taken = {name: options.pop(name) for name in names}
     speak_before_aborting()
-    for adapter in choice.lora:
-        check_pair_headers(read_gguf_header(choice.base), read_gguf_header(adapter.path), force=force)
-    return open_llama_encoder(choice.base, lora=choice.lora, verbose=verbose, **llama_options)
+    return open_encoder(model, taken.pop("lora"), sink=sink, **taken)
 
 
 @contextmanager
@@ -115,46 +98,3 @@ def say_what_was_cut(encoder: Encoder) -> None:
     if encoder.windowed_texts:
         what = "1 text was" if encoder.windowed_texts == 1 else f"{encoder.windowed_texts} texts were"
         say(f"{what} longer than {limit} tokens, and averaged over windows.")
-
-
-def _is_directory(model: str) -> bool:
-    from edgetune.library import find_model
-
-    return find_model(model).is_dir()
-
-
-def _open_torch(model: str, lora: Sequence[str], *, force: bool, dtype: str, threads: int) -> Encoder:
-    from edgetune.library import classify, find_model
-
-    path = find_model(model)
-    adapter: Path | None = None
-    if classify(path) == "run":
-        path, adapter = _base_of(path), path
-    if not path.is_dir():
-        raise UsageError(f"{path} is a GGUF file; torch runs Hugging Face directories.", hint="Leave out --engine.")
-    if len(lora) + (adapter is not None) > 1:
-        raise UsageError("In torch a model runs with one adapter.", hint="Leave out --engine torch, or all but one.")
-    if lora:
-        adapter = find_model(lora[0])
-        if classify(adapter) != "run":
-            raise UsageError(f"{lora[0]} is no PEFT directory.", hint="With --engine torch give a run's directory.")
-        if not force:
-            check_run_base(adapter, path)
-    try:
-        import torch
-
-        from edgetune.engine.torch.encoder import open_torch_encoder
-
-        if threads:
-            torch.set_num_threads(threads)
-        return open_torch_encoder(path, adapter_dir=adapter, dtype=dtype)  # type: ignore[arg-type]
-    except ImportError as error:
-        raise UsageError(
-            f"torch is needed for this and is not installed ({error.name}).", hint='pip install "edgetune[train]"'
-        ) from error
-
-
-def _base_of(run_dir: Path) -> Path:
-    from edgetune.export import find_base_dir
-
-    return find_base_dir(run_dir)

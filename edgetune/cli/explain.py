@@ -128,7 +128,7 @@ def _in_llama(
     model: str, prompt: str, lora: Sequence[str], threads: int, arguments: dict[str, Any], sink: Sink
 ) -> Explanation:
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.cli.model_options import choose_model
+    from edgetune.opening import choose_model
     from edgetune.explain.gguf_run import explain_gguf
 
     choice = choose_model(model, lora, sink=sink)

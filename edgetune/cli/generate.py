@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from edgetune.cli.model_options import model_options
+from edgetune.cli.model_options import MODEL_OPTIONS, model_options
+from edgetune.cli.progress import show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.cli.seq2seq_prompt import Prompting, prompting_options, take_prompting
 from edgetune.cli.terminal import read_stdin, valid_text, write_text
@@ -19,10 +20,10 @@ from edgetune.engine.sampling import Sampling
 from edgetune.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from edgetune.cli.generate_engine import OpenModel
     from edgetune.cli.text_rows import TextRow
     from edgetune.engine.beam import BeamSettings
     from edgetune.engine.protocol import Generation
+    from edgetune.opening import Writer
 
 _SAMPLING = frozenset(field.name for field in fields(Sampling))
 _EARLY = {"true": True, "false": False, "never": "never"}
@@ -71,8 +72,6 @@ def command(
     An encoder-decoder (T5; BART, mBART, bert2BERT in torch) answers PROMPT, or each line of `-` or of a FILE. It takes
     the likeliest token each time unless a sampling flag says otherwise.
     """
-    from edgetune.cli.generate_engine import open_model
-
     given = _given()
     model, prompt = _parse(arguments)
     sampling, prompting = take_sampling(options), take_prompting(options)
@@ -80,7 +79,7 @@ def command(
     max_tokens, stop = options.pop("max_tokens"), options.pop("stop")
     if prompt == "-" and sys.stdin.isatty():
         raise UsageError("There is no prompt on standard input.", hint='For example: edgetune generate "2 + 3 ="')
-    open_one = open_model(model, options, given=given)
+    open_one = _open(model, options, given=given)
     with open_one.engine as engine:
         settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop}
         if search := _beams(open_one, beams, given):
@@ -106,7 +105,7 @@ class _Answers:
 
     def __init__(
         self,
-        model: OpenModel,
+        model: Writer,
         sampling: Sampling,
         settings: dict[str, Any],
         prompting: Prompting,
@@ -147,6 +146,21 @@ class _Answers:
         return list(tokenizer.encode_rendered(template.render(turns, add_generation_prompt=True)))
 
 
+def _open(model: str | None, options: dict[str, Any], *, given: frozenset[str]) -> Writer:
+    from edgetune.cli.last_words import speak_before_aborting
+    from edgetune.opening import open_writer
+
+    # What nobody asked for is left to the engine that comes out, which may not know it.
+    always = {"ctx_size", "threads", "force", "engine", "dtype"}
+    taken = {name: options.pop(name) for name in (*MODEL_OPTIONS, "engine", "dtype")}
+    speak_before_aborting()
+    with show_progress() as sink:
+        lora = taken.pop("lora")
+        return open_writer(
+            model, lora, sink=sink, **{name: value for name, value in taken.items() if name in given | always}
+        )
+
+
 def _given() -> frozenset[str]:
     """Names of the options that were typed."""
     context = click.get_current_context()
@@ -167,7 +181,7 @@ def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
     return (arguments[0] if len(arguments) == 2 else None), arguments[-1]
 
 
-def _beams(model: OpenModel, beams: dict[str, Any], given: frozenset[str]) -> BeamSettings | None:
+def _beams(model: Writer, beams: dict[str, Any], given: frozenset[str]) -> BeamSettings | None:
     """The beam search to make, by the flags or by the model's own settings; None for none."""
     from edgetune.engine.beam import BeamSettings
 
@@ -195,7 +209,7 @@ def _beams(model: OpenModel, beams: dict[str, Any], given: frozenset[str]) -> Be
     return found if found.num_beams > 1 else None
 
 
-def _check_for_source(model: OpenModel, prompting: Prompting, *, raw: bool, system: str) -> None:
+def _check_for_source(model: Writer, prompting: Prompting, *, raw: bool, system: str) -> None:
     if raw or system:
         raise UsageError(
             f"{'--raw' if raw else '--system'} is for models that chat; this one answers a text.", hint="Leave it out."
@@ -219,7 +233,6 @@ def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow
 
 def _answer_all(answers: _Answers, rows: Sequence[TextRow], *, as_json: bool) -> bool:
     """Answer `rows` in order; returns whether the user stopped it."""
-    from edgetune.cli.progress import show_progress
     from edgetune.events import Progress
 
     if len(rows) == 1:
@@ -258,7 +271,7 @@ def _run(generation: Generation, *, show: bool) -> bool:
     return generation.finish_reason == "interrupted"
 
 
-def _as_values(model: OpenModel, generation: Generation) -> dict[str, Any]:
+def _as_values(model: Writer, generation: Generation) -> dict[str, Any]:
     timings = generation.timings
     score = getattr(generation, "score", None)
     return {

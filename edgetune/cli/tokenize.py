@@ -23,9 +23,9 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
     TEXT is text: no control token is made from what it spells. `-` reads it from standard input.
     """
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.cli.model_options import choose_model
     from edgetune.engine.tokenizer import GgufTokenizer
     from edgetune.errors import UsageError
+    from edgetune.opening import choose_model
 
     text = read_stdin() if text == "-" else valid_text(text)
     with show_progress() as sink:

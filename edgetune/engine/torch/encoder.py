@@ -109,12 +109,18 @@ class TorchBackend:
         return {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
 
 
-def open_torch_encoder(model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto") -> Encoder:
+def open_torch_encoder(
+    model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto", threads: int = 0
+) -> Encoder:
     """Open the Hugging Face or sentence-transformers directory `model_dir`, with PEFT's adapter in `adapter_dir`.
 
-    `dtype` auto is bf16 where this machine computes in it, else f32. Raises `UnsupportedError` when
-    transformers cannot load it, `ImportError` without torch, transformers or PEFT.
+    `dtype` auto is bf16 where this machine computes in it, else f32; `threads` 0 leaves torch's own number. Raises
+    `UnsupportedError` when transformers cannot load it, `ImportError` without torch, transformers or PEFT.
     """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     backend, tokenizer = load_backend(model_dir, adapter_dir=adapter_dir, dtype=dtype)
     return Encoder(backend, tokenizer)
 
