@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 from rich.console import Console
 from textual.widgets import OptionList, Static
 
-from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.artifacts import RUN_RECORD
 from edgetune.cli.home import open_chat
 from edgetune.cli.main import run
 from edgetune.errors import UnsupportedError, UsageError
@@ -41,21 +39,11 @@ from edgetune.tui.stages import (
     verify_arguments,
 )
 from tests.encoders import LABELS, write_encoder
-from tests.gguf_files import BASE, write_adapter, write_model
+from tests.gguf_files import write_adapter, write_model
 from tests.ggufs import base_gguf, checkpoint
+from tests.tui_pilot import write_run
 
 PLAIN = Palette("plain", True, "none", {})
-
-
-def write_run(path: Path, *, finished: bool = True, steps: int = 12, task: str = "chat") -> Path:
-    path.mkdir()
-    (path / "adapter_config.json").write_text("{}")
-    made = Run(path, Path("/models/base"), "base", BASE, data={"paths": ["/data/rows.jsonl"]}, finished=finished)
-    write_json(path / RUN_RECORD, replace(made, task=task, metrics={"step": steps}).record())
-    lines = [json.dumps({"step": at, "split": "train", "loss": 4 - at / 10, "lr": 1e-4}) for at in range(steps)]
-    lines += [json.dumps({"step": at, "split": "valid", "loss": loss}) for at, loss in ((0, 4.0), (steps, 3.0))]
-    (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 13, "split": "tr']))
-    return path
 
 
 def on_screen(scenario: Callable[[Any, HomeScreen], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,26 @@ from typing import Any
 from textual import events
 from textual.pilot import Pilot
 
+from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.chat import Node, Tree, open_session
 from edgetune.chat.open_chat import OpenChat, Outcome
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.llama import LlamaEngine
-from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.protocol import Candidate, LoraSpec, TokenChoice
 from edgetune.engine.sampling import Sampling
+from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
 from edgetune.tui.chat import ChatScreen
 from edgetune.tui.transcript import Transcript
+from tests.gguf_files import BASE
 from tests.ggufs import base_gguf
 
 ENDLESS = Sampling(temp=0.8, seed=3, ignore_eos=True)
 """For replies that are stopped."""
 _PATIENCE_S = 60.0
+_WORDS = ("The", " sea", " is", " wide", " and", " **deep**", ".", "\n\n", "- salt", "\n- waves", "\n\n", "```python\n",
+          "depth = 11", "\n", "```")  # fmt: skip
+_CHANCES = (0.93, 0.61, 0.97, 0.22, 0.8, 0.05, 0.99, 0.7, 0.3, 0.9, 0.99, 0.98, 0.4, 0.99, 0.99)
 _NAMES = {" ": "space", "?": "question_mark", ".": "full_stop", "/": "slash", "@": "at", "-": "minus", ",": "comma"}
 
 
@@ -201,3 +208,46 @@ async def chat_app(
     app.engine_worker.close()
     if app.failure is not None:
         raise app.failure
+
+
+def spoken() -> Tree:
+    """A question, three answers to it, one of them voted for, all with their tokens."""
+    tree = Tree()
+    question = tree.add(Node("user", "What is the sea like?", created="2026-01-01T00:00:00.000+00:00"))
+    tree.add(Node("assistant", "Wet.", parent=question.id))
+    tree.add(Node("assistant", _text(), parent=question.id, ids=_ids(), choices=_choices(), meta={"vote": "up"}))
+    tree.add(Node("assistant", "Blue, mostly.", parent=question.id))
+    tree.select(tree.siblings(next(reversed(tree.nodes)))[1].id)
+    return tree
+
+
+def _text() -> str:
+    return "".join(_WORDS)
+
+
+def _ids() -> tuple[int, ...]:
+    return tuple(range(1, len(_WORDS) + 1))
+
+
+def _choices() -> list[TokenChoice]:
+    choices, at = [], 0
+    for number, (word, chance) in enumerate(zip(_WORDS, _CHANCES, strict=True), 1):
+        rest = (1 - chance) / 2
+        others = (Candidate(200 + number, " blue", rest, rest / 2), Candidate(300 + number, " cold", rest / 2, 0.0))
+        candidates = sorted(
+            (Candidate(number, word, chance, min(1.0, chance * 1.1)), *others), key=lambda one: -one.probability
+        )
+        choices.append(TokenChoice(number, at, at + len(word), chance, min(1.0, chance * 1.1), tuple(candidates)))
+        at += len(word)
+    return choices
+
+
+def write_run(path: Path, *, finished: bool = True, steps: int = 12, task: str = "chat") -> Path:
+    path.mkdir()
+    (path / "adapter_config.json").write_text("{}")
+    made = Run(path, Path("/models/base"), "base", BASE, data={"paths": ["/data/rows.jsonl"]}, finished=finished)
+    write_json(path / RUN_RECORD, replace(made, task=task, metrics={"step": steps}).record())
+    lines = [json.dumps({"step": at, "split": "train", "loss": 4 - at / 10, "lr": 1e-4}) for at in range(steps)]
+    lines += [json.dumps({"step": at, "split": "valid", "loss": loss}) for at, loss in ((0, 4.0), (steps, 3.0))]
+    (path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 13, "split": "tr']))
+    return path

@@ -102,7 +102,7 @@ class HomeScreen(EndsWorkers, Screen[None]):
         self._open_chat = open_chat
         self._entries: list[Entry] = []
         self._stage: Stage | None = None
-        self._view, self._title = StageView(), ""
+        self._view, self._title, self._stage_width = StageView(), "", 0
 
     def compose(self) -> ComposeResult:
         """List and details side by side, what runs below them, what can be done at the bottom."""
@@ -124,6 +124,10 @@ class HomeScreen(EndsWorkers, Screen[None]):
         """Back from a chat there may be more than before."""
         if self._entries:
             self.action_reload()
+
+    def on_resize(self) -> None:
+        """What is drawn to a width is drawn anew."""
+        self.call_after_refresh(self._show_all)
 
     @property
     def chosen(self) -> Entry | None:
@@ -282,9 +286,11 @@ class HomeScreen(EndsWorkers, Screen[None]):
         self.query_one("#about", Static).update(about)
 
     def _show_stage(self, *, now: bool = False) -> None:
-        if not (self._view.has_changed or now) or not self._title:
-            return
         box = self.query_one("#stage", Static)
-        box.update(self._view.render(self._title, Palette.of(self.app), width=max(box.size.width - 2, 20)))
+        # The box has no width before it is first laid out, and another one in a terminal of another size.
+        before, self._stage_width = self._stage_width, max(box.size.width - 2, 20)
+        if not (self._view.has_changed or now or self._stage_width != before) or not self._title:
+            return
+        box.update(self._view.render(self._title, Palette.of(self.app), width=self._stage_width))
         if now:
             self._show_all()
