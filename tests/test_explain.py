@@ -66,7 +66,7 @@ def test_base_and_adapter_side_by_side(tmp_path: Path) -> None:
     peft_dir = write_adapter(tmp_path / "peft", base_dir, target_modules=["q_proj", "down_proj", "lm_head"])
     lora = export_adapter(peft_dir, tmp_path / "lora.gguf", base_dir=base_dir, outtype="f32").path
     ours = explain_gguf(base_gguf("llama"), PROMPT, lora=[LoraSpec(lora, 0.5)], sampling=GREEDY, steps=2)
-    torch = explain_checkpoint(base_dir, PROMPT, adapters=[(peft_dir, 0.5)], sampling=GREEDY, steps=2)
+    torch = explain_checkpoint(base_dir, PROMPT, lora=[LoraSpec(peft_dir, 0.5)], sampling=GREEDY, steps=2)
     assert len(ours.runs) == len(torch.runs) == 2
     compare(ours, torch)
     for block, expected in zip(ours.runs[1].stacks[0].blocks, torch.runs[1].stacks[0].blocks, strict=True):
@@ -276,7 +276,7 @@ def test_a_head_that_came_with_an_adapter_speaks(tmp_path: Path) -> None:
 
     reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
     reference = peft.PeftModel.from_pretrained(reference, tmp_path / "run").eval()
-    shown = explain_checkpoint(tmp_path / "base", PROMPT, adapters=[(tmp_path / "run", 1.0)])
+    shown = explain_checkpoint(tmp_path / "base", PROMPT, lora=[LoraSpec(tmp_path / "run")])
     assert len(shown.runs) == 1
     assert "head came with the adapter" in shown.notes[0]
     ids = torch.tensor([[token.id for token in shown.runs[0].stacks[0].tokens]])
@@ -304,3 +304,32 @@ def test_a_vocabulary_of_characters_shows_source_and_target_in_their_own(shared_
     # It writes BOS first, which stands for no character.
     assert "".join(step.piece for step in shown.runs[0].steps if not step.ends) == "<1>hˈɛlO"
     assert len(target.tokens) >= 1
+
+
+def test_an_adapter_of_another_base_is_refused_unless_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, base_dir = base_gguf("llama", seed=5), checkpoint("llama")
+    peft_dir = write_adapter(tmp_path / "peft", base_dir, target_modules=["q_proj"])
+    lora = export_adapter(peft_dir, tmp_path / "lora.gguf", base_dir=base_dir, outtype="f32").path
+    for arguments in ([str(base_gguf("llama")), "fox"], [str(other), "fox", "--force"]):
+        assert run(["explain", *arguments, "--lora", str(lora), "-n", "1", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+    assert run(["explain", str(other), "fox", "--lora", str(lora)]) == 3
+    assert "was trained on" in capsys.readouterr().err
+
+
+def test_a_run_of_another_base_is_refused_in_torch_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgetune.artifacts import RUN_RECORD, Run
+    from edgetune.fingerprint import fingerprint_checkpoint
+    from edgetune.paths import write_json
+
+    base_dir, other = checkpoint("llama"), checkpoint("llama", seed=5)
+    run_dir = write_adapter(tmp_path / "run", base_dir, target_modules=["q_proj"])
+    record = Run(run_dir, base_dir, "llama", fingerprint_checkpoint(base_dir), "completion")
+    write_json(run_dir / RUN_RECORD, record.record())
+    arguments = ["explain", str(other), "fox", "--engine", "torch", "--lora", f"{run_dir}:0.5", "-n", "1", "--json"]
+    assert run(arguments) == 3
+    assert "was trained on llama" in capsys.readouterr().err
+    assert run([*arguments, "--force"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["runs"]] == ["base", "run:0.5"]

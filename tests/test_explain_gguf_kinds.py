@@ -149,7 +149,7 @@ def test_an_encoders_base_and_adapter_stand_side_by_side(tmp_path: Path) -> None
     adapter = write_head_adapter(tmp_path / "peft", source)
     export_adapter(adapter, tmp_path / "lora.gguf", base_dir=source, outtype="f32")
     ours = explain_gguf(tmp_path / "model.gguf", TEXT, lora=[LoraSpec(tmp_path / "lora.gguf")])
-    torch = explain_checkpoint(source, TEXT, adapters=[(adapter, 1.0)])
+    torch = explain_checkpoint(source, TEXT, lora=[LoraSpec(adapter)])
     assert len(ours.runs) == 2
     for number in (0, 1):
         assert_same_work(ours, torch, run=number)
@@ -176,7 +176,7 @@ def test_t5_shows_both_sides_as_in_torch(name: str, tmp_path: Path) -> None:
     export_adapter(adapter, tmp_path / "lora.gguf", base_dir=source, outtype="f32")
     lora = [LoraSpec(tmp_path / "lora.gguf")]
     ours = explain_gguf(tmp_path / "model.gguf", TEXT, lora=lora, sampling=GREEDY, steps=3)
-    torch = explain_checkpoint(source, TEXT, adapters=[(adapter, 1.0)], sampling=GREEDY, steps=3)
+    torch = explain_checkpoint(source, TEXT, lora=[LoraSpec(adapter)], sampling=GREEDY, steps=3)
     assert not ours.notes
     for number in (0, 1):
         assert_same_work(ours, torch, run=number, atol=5e-3)

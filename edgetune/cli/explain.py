@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ _WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     "-t", "--threads", type=click.IntRange(min=0), default=0, show_default=True,
     help="CPU threads; 0 is the number of physical cores.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Try an adapter although it was trained on another base.")
 @sampling_options
 def command(
     model: str,
@@ -49,6 +51,7 @@ def command(
     html: Path | None,
     as_json: bool,
     threads: int,
+    force: bool,
     **options: Any,
 ) -> None:
     """Follow PROMPT through MODEL in six steps: text, tokens, embedding, blocks, head, and the choice of a token.
@@ -70,7 +73,7 @@ def command(
         raise UsageError("explain takes no grammar: it shows what the model says by itself.", hint="Leave it out.")
     arguments = {"chat": as_chat, "system": system, "sampling": sampling, "steps": _STEPS if steps < 0 else steps}
     with show_progress() as sink:
-        shown = _explain(model, prompt, lora, engine, threads, arguments, sink)
+        shown = _explain(_Asked(model, prompt, lora, threads, force, arguments), engine, sink)
     if html is not None:
         from edgetune.explain.html import page
         from edgetune.paths import whole_file
@@ -86,26 +89,34 @@ def command(
         print_page(shown)
 
 
-def _explain(
-    model: str, prompt: str, lora: Sequence[str], engine: str, threads: int, arguments: dict[str, Any], sink: Sink
-) -> Explanation:
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks for, whatever computes it."""
+
+    model: str
+    prompt: str
+    lora: Sequence[str]
+    threads: int
+    force: bool
+    arguments: dict[str, Any]
+
+
+def _explain(asked: _Asked, engine: str, sink: Sink) -> Explanation:
     from edgetune.library import classify, find_model
 
-    path = find_model(model)
+    path = find_model(asked.model)
     kind = classify(path)
-    if engine == "torch" and path.is_file():
-        raise UsageError(f"torch runs Hugging Face directories, and {path} is a GGUF file.", hint="Use --engine llama.")
     is_directory = kind in ("checkpoint", "run")
     if engine == "auto" and is_directory and not _continues_text(path):
         engine = "torch"
     if engine != "torch":
         try:
-            return _in_llama(model, prompt, lora, threads, arguments, sink)
+            return _in_llama(asked, sink)
         except UnsupportedError as error:
             if engine == "llama" or not is_directory:
                 raise
             say(f"{error.message} torch explains it instead.")
-    return _in_torch(path, prompt, lora, arguments, sink)
+    return _in_torch(path, asked, sink)
 
 
 def _continues_text(path: Path) -> bool:
@@ -124,44 +135,30 @@ def _continues_text(path: Path) -> bool:
     return not config.get("is_encoder_decoder") and architecture.endswith(_WRITING)
 
 
-def _in_llama(
-    model: str, prompt: str, lora: Sequence[str], threads: int, arguments: dict[str, Any], sink: Sink
-) -> Explanation:
+def _in_llama(asked: _Asked, sink: Sink) -> Explanation:
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.opening import choose_model
     from edgetune.explain.gguf_run import explain_gguf
+    from edgetune.gguf_header import read_gguf_header
+    from edgetune.library import check_pair_headers
+    from edgetune.opening import choose_model
 
-    choice = choose_model(model, lora, sink=sink)
+    choice = choose_model(asked.model, asked.lora, sink=sink)
+    for adapter in choice.lora:
+        check_pair_headers(read_gguf_header(choice.base), read_gguf_header(adapter.path), force=asked.force)
     speak_before_aborting()
-    return explain_gguf(choice.base, prompt, lora=choice.lora, threads=threads, sink=sink, **arguments)
+    return explain_gguf(
+        choice.base, asked.prompt, lora=choice.lora, threads=asked.threads, sink=sink, **asked.arguments
+    )
 
 
-def _in_torch(path: Path, prompt: str, lora: Sequence[str], arguments: dict[str, Any], sink: Sink) -> Explanation:
+def _in_torch(path: Path, asked: _Asked, sink: Sink) -> Explanation:
+    from edgetune.engine.torch.loading import require_torch
+    from edgetune.opening.torch_files import find_torch_files
+
+    files = find_torch_files(path, asked.lora, force=asked.force)
+    require_torch()
     from edgetune.explain.checkpoint_run import explain_checkpoint
-    from edgetune.library import classify
 
-    adapters = [_peft_directory(value) for value in lora]
-    if classify(path) == "run":
-        from edgetune.export import find_base_dir
-
-        adapters, path = [(path, 1.0), *adapters], find_base_dir(path)
-    return explain_checkpoint(path, prompt, adapters=adapters, sink=sink, **arguments)
-
-
-def _peft_directory(value: str) -> tuple[Path, float]:
-    text, _, scale = value.rpartition(":")
-    path, factor = (text, float(scale)) if text and _is_number(scale) else (value, 1.0)
-    directory = Path(path).expanduser()
-    if not (directory / "adapter_config.json").is_file():
-        raise UsageError(
-            f"{directory} is not a PEFT directory, which torch needs.", hint="Give the run directory with --lora."
-        )
-    return directory, factor
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return explain_checkpoint(
+        files.base, asked.prompt, lora=files.adapters, threads=asked.threads, sink=sink, **asked.arguments
+    )

@@ -35,8 +35,6 @@ _ROLES = (
 )
 """Patterns of parameter names, the more special first, and what such a weight does."""
 
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm")
-
 
 def stack_module(model: Any, side: str) -> Any | None:
     """The module that holds the blocks: the whole model's, or that of its "encoder" or "decoder" side."""
@@ -59,11 +57,10 @@ def _is_blocks(module: Any) -> bool:
     return isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1 and len(module) > 0
 
 
-def final_norm_of(model: Any, kind: ModelKind) -> Any | None:
-    """The norm after the last block; None where there is none."""
-    stack = stack_module(model, "decoder" if kind == "encoder-decoder" else "")
-    found = (getattr(stack, name, None) for name in _NORMS)
-    return next((module for module in found if module is not None), None)
+def find_blocks(model: Any, side: str = "") -> list[Any]:
+    """The blocks of the whole model, or of its "encoder" or "decoder" side, in order; none where they are not found."""
+    stack = stack_module(model, side)
+    return list(blocks_of(stack)) if stack is not None else []
 
 
 def build_anatomy(model: Any, config: Any, kind: ModelKind, model_dir: Path, *, positions: int) -> Anatomy:

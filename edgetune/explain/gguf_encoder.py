@@ -6,7 +6,9 @@ left out once, to see how much of the answer is its doing. States come from llam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.tap import Tap
 from edgetune.engine.tokenizer import GgufTokenizer
 from edgetune.events import Progress, Sink
-from edgetune.explain.gguf_parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
-from edgetune.explain.labels import Labelled, token_effects
+from edgetune.explain.encoder_parts import HEAD_IS_ADAPTERS, Work, build_run, compute, read_text
+from edgetune.explain.labels import Labelled
 from edgetune.explain.lens import Lens, LensError
-from edgetune.explain.page import Lensed, Run, StackRun, Token
+from edgetune.explain.page import Run
+from edgetune.explain.parts import Told, Vocabulary, adapter_sets
 from edgetune.explain.seen import Seen
 from edgetune.gguf_header import read_gguf_header
-from edgetune.head import pool, read_head
+from edgetune.head import Pooling, pool, read_head
 
 States = NDArray[np.float32]
 _LARGEST_DIFFERENCE = 1e-2
@@ -41,7 +44,7 @@ def follow_encoder(
     told = Told(prompt, 0)
     if _has_other_labels(path, adapters):
         sets = sets[1:]
-        told.notes.append("The head came with the adapter: the base by itself has nothing to say.")
+        told.notes.append(HEAD_IS_ADAPTERS)
     labelled = Labelled()
     for number, specs in enumerate(sets):
         sink(Progress("explain", number, len(sets), "runs"))
@@ -73,37 +76,21 @@ class _Follower:
         self.labelled, self.told, self.profile = labelled, told, encoder.profile
 
     def __call__(self, prompt: str) -> Run:
-        encoder, seen, profile = self.encoder, self.seen, self.profile
-        text = profile.prompts.get(profile.default_prompt, "") + prompt
-        ids = list(encoder.token_ids([text])[0].ids)
-        check_length(ids)
-        self.told.rendered, self.told.positions = text, len(ids)
-        if len(ids) == profile.max_tokens:
-            self.told.notes.append(f"The model takes {len(ids)} tokens; what is behind them is not read.")
-        seen.has_unnamed = profile.is_encoder
-        seen.clear(len(ids))
-        vector = encoder.embed([prompt])[0] if not encoder.scores_texts else None
-        logits = encoder.logits([prompt])[0] if encoder.scores_texts else None
+        encoder, seen = self.encoder, self.seen
+        encoded = read_text(encoder, prompt, self.told)
+        seen.has_unnamed = self.profile.is_encoder
+        seen.clear(len(encoded.ids))
+        result = compute(encoder, prompt)
         seen.is_listening = False
         states = [state for layer in range(seen.layers) if (state := seen.after(layer)) is not None]
-        head = profile.head
-        pooling = (head.pooling if head else None) or profile.pooling
-        guesses: list[Lensed] = []
-        if logits is not None and head is not None:
-            guesses = self.labelled.after_blocks(head, self._heard(states, logits, pooling), specs=self.specs)
         attention = [seen.attention(layer) for layer in range(len(states))]
-        at = {"cls": 0, "last": -1}.get(pooling, -1)
-        blocks = block_runs(seen, states, attention, guesses, position=at)
-        tokens = self._tokens(ids)
-        stack = StackRun("encoder" if profile.is_encoder else "decoder", tokens, blocks, stacked(attention))
-        answer: dict[str, Any] = {"vector": tuple(vector.tolist()) if vector is not None else ()}
-        if logits is not None and head is not None:
-            answer = self.labelled.answer(head, logits)
-            # Control tokens are not the text's own, and stay.
-            answer["effects"] = token_effects(head, logits, encoder.score_ids, ids, [one.control for one in tokens])
-        return Run(name=run_name(self.specs), stacks=(stack,), pooling=pooling, **answer)
+        head = self.profile.head
+        pooling = (head.pooling if head else None) or self.profile.pooling
+        work = Work(encoded, seen, states, attention, pooling, partial(self._heard, states, pooling))
+        with self._vocabulary() as vocabulary:
+            return build_run(encoder, work, result, vocabulary, self.labelled, self.specs)
 
-    def _heard(self, states: Sequence[States], logits: States, pooling: Any) -> States | None:
+    def _heard(self, states: Sequence[States], pooling: Pooling, logits: States) -> States | None:
         """What the head says of the state after every block, (blocks, outputs); None, with a note, if unknown."""
         head, final = self.profile.head, self.seen.final()
         assert head is not None
@@ -124,13 +111,15 @@ class _Follower:
         heard[-1] = logits
         return heard
 
-    def _tokens(self, ids: Sequence[int]) -> tuple[Token, ...]:
+    @contextmanager
+    def _vocabulary(self) -> Iterator[Vocabulary]:
         source = read_gguf_header(self.path).metadata.get(JSON_KEY)
         if isinstance(source, str) and source:
-            return tokens_of(JsonTokenizer(source), ids, self.seen)
+            yield JsonTokenizer(source)
+            return
         own = GgufTokenizer.open(self.path)
         try:
-            return tokens_of(own, ids, self.seen)
+            yield own
         finally:
             own.close()
 

@@ -22,18 +22,9 @@ from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
 from edgetune.explain.anatomy import KINDS, read_anatomy
 from edgetune.explain.filters import entropy, iter_filters
-from edgetune.explain.gguf_parts import (
-    Guesser,
-    Told,
-    adapter_sets,
-    block_runs,
-    check_length,
-    choose_steps,
-    run_name,
-    stacked,
-    tokens_of,
-)
+from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Explanation, ModelKind, Run, StackRun
+from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
 from edgetune.explain.seen import Seen
 from edgetune.gguf_header import read_gguf_header
 

@@ -14,18 +14,9 @@ from edgetune.engine.seq2seq import Seq2SeqEngine
 from edgetune.engine.tap import Tap
 from edgetune.events import Progress, Sink
 from edgetune.explain.filters import entropy, iter_filters
-from edgetune.explain.gguf_parts import (
-    Guesser,
-    Told,
-    adapter_sets,
-    block_runs,
-    check_length,
-    choose_steps,
-    run_name,
-    stacked,
-    tokens_of,
-)
+from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Run, StackRun
+from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
 from edgetune.explain.seen import Seen
 
 States = NDArray[np.float32]

@@ -6,6 +6,7 @@ follows the block's last norm, or else what comes before the next block's first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,14 @@ class Seen:
     _normed: int | None = None
     """The block whose norm awaits its bias."""
     _begun: int = -1
+
+    @classmethod
+    def of(cls, embedded: States | None, after: Sequence[States]) -> Seen:
+        """A text's states where they are known without a graph: what the first block got, and after each block."""
+        seen = cls(len(after[-1]) if after else 0)
+        named = {f"l_out-{layer}": [state] for layer, state in enumerate(after)}
+        seen.pieces = named if embedded is None else {"inpL": [embedded], **named}
+        return seen
 
     def wants(self, name: str) -> bool:
         """Whether `take` is to have the tensor `name`."""

@@ -1,0 +1,125 @@
+"""What the pages of all models have in common: tokens, what blocks did, and how runs are named.
+
+From what `seen` has of a model at work; which model it is and what runs it is for others to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.engine.protocol import LoraSpec
+from edgetune.errors import UsageError
+from edgetune.explain.page import BlockRun, Lensed, Run, Token
+from edgetune.explain.seen import Seen, share
+
+MOST_TOKENS = 512
+"""A longer prompt is refused: nobody looks at that many, and attention takes their square in memory."""
+
+MOST_GUESSED = 64
+"""Positions from the end for which the guesses after every block are made."""
+
+States = NDArray[np.float32]
+
+
+@dataclass
+class Told:
+    """What following a prompt gives."""
+
+    rendered: str
+    """The prompt as the model reads it."""
+    positions: int
+    """Tokens of it."""
+    runs: list[Run] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def adapter_sets(adapters: Sequence[LoraSpec]) -> list[tuple[LoraSpec, ...]]:
+    """What is run: nothing on the base, and all of `adapters` on it."""
+    return [(), tuple(adapters)] if adapters else [()]
+
+
+def run_name(specs: Sequence[LoraSpec]) -> str:
+    """What a run under these adapters is called."""
+    names = [one.path.resolve().name if one.path.is_dir() else one.path.stem for one in specs]
+    scales = [f":{one.scale:g}" if one.scale != 1 else "" for one in specs]
+    return " + ".join(map(str.__add__, names, scales)) or "base"
+
+
+def check_length(ids: Sequence[int]) -> None:
+    """Raise `UsageError` for a prompt of no tokens, or of more than are shown."""
+    if not ids:
+        raise UsageError("The prompt is empty.", hint="Give some text to follow through the model.")
+    if len(ids) > MOST_TOKENS:
+        raise UsageError(
+            f"The prompt has {len(ids)} tokens; explain shows up to {MOST_TOKENS}.", hint="Give a shorter one."
+        )
+
+
+class Vocabulary(Protocol):
+    """What tokens look like."""
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts of those that no text is made of."""
+
+    def pieces(self, ids: Sequence[int], /) -> list[str]:
+        """Each token as text for people."""
+
+
+def tokens_of(vocabulary: Vocabulary, ids: Sequence[int], seen: Seen) -> tuple[Token, ...]:
+    """The tokens `ids`, with the lengths of what the first block got of them."""
+    embedded = seen.embedded()
+    norms = np.linalg.norm(embedded, axis=-1).tolist() if embedded is not None else [0.0] * len(ids)
+    pieces, control = vocabulary.pieces(ids), vocabulary.control_tokens
+    return tuple(
+        Token(token, piece, piece in control, norm) for token, piece, norm in zip(ids, pieces, norms, strict=True)
+    )
+
+
+def block_runs(
+    seen: Seen,
+    states: Sequence[States],
+    attention: Sequence[States | None],
+    guesses: Sequence[Lensed],
+    *,
+    across: Sequence[States | None] = (),
+    position: int = -1,
+) -> tuple[BlockRun, ...]:
+    """What each block did, from the `states` after each and its attention; `position` is whose attention is told."""
+    blocks, before = [], seen.embedded()
+    for layer, after in enumerate(states):
+        middle = seen.states(f"ffn_inp-{layer}", f"sa_out-{layer}")
+        crossed = seen.states(f"cross_inp-{layer}")
+        attended = middle if crossed is None else crossed
+        looks, looks_across = attention[layer], across[layer] if across else None
+        blocks.append(
+            BlockRun(
+                norm=float(np.linalg.norm(after, axis=-1).mean()),
+                attention_share=share(before, _added(before, attended, seen.last(f"kqv_out-{layer}"))),
+                cross_share=share(crossed, _added(crossed, middle)),
+                mlp_share=share(middle, _added(middle, after, seen.last(f"ffn_out-{layer}"))),
+                attends_to=tuple(looks[:, position].mean(0).tolist()) if looks is not None else (),
+                attends_across=tuple(looks_across[:, -1].mean(0).tolist()) if looks_across is not None else (),
+                lens=guesses[layer] if guesses else Lensed(),
+            )
+        )
+        before = after
+    return tuple(blocks)
+
+
+def _added(before: States | None, after: States | None, added: States | None = None) -> States | None:
+    """What a part of a block added: what the graph says, else the difference it made."""
+    if added is not None:
+        return added
+    return after - before if before is not None and after is not None else None
+
+
+def stacked(maps: Sequence[States | None]) -> States | None:
+    """(blocks, heads, tokens, tokens); None unless every block tells its attention."""
+    found = [one for one in maps if one is not None]
+    return np.stack(found) if found and len(found) == len(maps) else None

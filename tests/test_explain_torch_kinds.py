@@ -1,0 +1,154 @@
+"""What explain shows in torch of every kind of model: after each block, what a model of so many blocks would say."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.engine.sampling import Sampling
+from edgetune.explain.checkpoint_run import explain_checkpoint
+from edgetune.explain.gguf_run import explain_gguf
+from edgetune.explain.page import Explanation
+from edgetune.export import export_base
+from tests.encoders import ENCODERS, LABELS, write_encoder
+from tests.ggufs import checkpoint
+from tests.seq2seq_checkpoints import write_seq2seq
+
+TEXT = "the quick brown fox jumps"
+GREEDY = Sampling(temp=0.0, seed=1)
+
+
+def shortened(model: Any, side: str, layers: int) -> Any:
+    """`model` with the first `layers` blocks of its "encoder" or "decoder" side, or of the only one."""
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if side and side not in name.split("."):
+            continue
+        for child_name, child in module.named_children():
+            if isinstance(child, torch.nn.ModuleList) and len({type(one) for one in child}) == 1:
+                setattr(module, child_name, child[:layers])
+                return model
+    raise AssertionError("no blocks")
+
+
+def first_logits(model_dir: Path, auto: str, *, side: str = "", layers: int, **inputs: Any) -> Any:
+    """Logits of the model with so many blocks, as a tensor (tokens, outputs), or (outputs,) of a head for texts."""
+    import torch
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, auto).from_pretrained(model_dir).eval()
+    with torch.no_grad():
+        return shortened(model, side, layers)(
+            **{k: torch.tensor([v]) for k, v in inputs.items()}, use_cache=False
+        ).logits[0]
+
+
+def ids_of(shown: Explanation, stack: int = -1) -> list[int]:
+    return [token.id for token in shown.runs[0].stacks[stack].tokens]
+
+
+@pytest.mark.parametrize("family", ["bart", "mbart", "mbart50", "bert2bert", "t5", "flan-t5"])
+def test_a_decoder_block_says_what_a_shorter_decoder_says(family: str, tmp_path: Path) -> None:
+    source = write_seq2seq(tmp_path, family)
+    shown = explain_checkpoint(source, TEXT, sampling=GREEDY, steps=2)
+    assert not shown.notes
+    for number, block in enumerate(shown.runs[0].stacks[1].blocks, 1):
+        logits = first_logits(
+            source, "AutoModelForSeq2SeqLM", side="decoder", layers=number,
+            input_ids=ids_of(shown, 0), decoder_input_ids=ids_of(shown, 1),
+        )  # fmt: skip
+        assert_guesses(block.lens.guesses, logits[-1])
+        best = shown.runs[0].stacks[1].blocks[number - 1].lens.by_token
+        assert len(best) == len(ids_of(shown, 1))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3-moe"])
+def test_a_block_says_what_a_shorter_model_says(family: str) -> None:
+    source = checkpoint(family)
+    shown = explain_checkpoint(source, TEXT, sampling=GREEDY, steps=1)
+    logits = first_logits(source, "AutoModelForCausalLM", layers=1, input_ids=ids_of(shown))
+    assert_guesses(shown.runs[0].stacks[0].blocks[0].lens.guesses, logits[-1])
+
+
+def assert_guesses(guesses: Any, logits: Any, *, atol: float = 1e-4) -> None:
+    shares = logits.softmax(-1).tolist()
+    assert len(guesses) == min(5, len(shares))
+    for guess in guesses:
+        assert guess.probability == pytest.approx(shares[guess.id], abs=atol)
+    assert guesses[0].id == int(np.argmax(shares))
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_an_encoder_says_the_same_in_torch_and_in_llama_cpp(name: str, tmp_path: Path) -> None:
+    source = write_encoder(tmp_path / name, name, "ForSequenceClassification", overrides=LABELS)
+    export_base(source, tmp_path / "model.gguf", outtype="f32")
+    torch, llama = explain_checkpoint(source, TEXT), explain_gguf(tmp_path / "model.gguf", TEXT)
+    assert not torch.notes
+    mine, other = torch.runs[0], llama.runs[0]
+    assert (mine.pooling, list(mine.scores)) == (other.pooling, list(other.scores))
+    assert list(mine.logits.values()) == pytest.approx(list(other.logits.values()), abs=5e-3)
+    assert mine.effects == pytest.approx(other.effects, abs=5e-3)
+    for block, expected in zip(mine.stacks[0].blocks, other.stacks[0].blocks, strict=True):
+        assert block.norm == pytest.approx(expected.norm, rel=1e-2)
+        assert block.attends_to == pytest.approx(expected.attends_to, abs=5e-3)
+        found = {guess.id: guess.probability for guess in block.lens.guesses}
+        for guess in expected.lens.guesses:
+            assert found[guess.id] == pytest.approx(guess.probability, abs=5e-3)
+    assert torch.anatomy.kind == llama.anatomy.kind == "encoder"
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression", "single_label_classification"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_decoder_with_a_head_answers_after_every_block(family: str, problem: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    settings = {"num_labels": 1} if problem == "regression" else LABELS
+    base = checkpoint(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = transformers.AutoConfig.from_pretrained(base, problem_type=problem, **settings)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    with torch.no_grad():
+        model.score.weight.normal_()
+    model.save_pretrained(tmp_path)
+    for file in base.glob("token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shown = explain_checkpoint(tmp_path, TEXT)
+    assert shown.runs[0].pooling == "last"
+    assert shown.anatomy.stacks[0].name == shown.runs[0].stacks[0].name == "decoder"
+    assert len(shown.runs[0].effects) == len(ids_of(shown))
+    for number, block in enumerate(shown.runs[0].stacks[0].blocks, 1):
+        logits = first_logits(tmp_path, "AutoModelForSequenceClassification", layers=number, input_ids=ids_of(shown))
+        shares = {"regression": logits, "multi_label_classification": logits.sigmoid()}.get(problem, logits.softmax(-1))
+        found = {guess.id: guess.probability for guess in block.lens.guesses}
+        assert [found[label] for label in range(len(shares))] == pytest.approx(shares.tolist(), abs=1e-3)
+    assert list(shown.runs[0].scores.values()) == pytest.approx(shares.tolist(), abs=1e-3)
+
+
+def test_a_sentence_model_ends_in_its_vector(tmp_path: Path) -> None:
+    source = write_encoder(tmp_path / "bert", "bert")
+    shown = explain_checkpoint(source, TEXT).runs[0]
+    assert shown.pooling == "mean"
+    assert len(shown.vector) == 96
+    assert not shown.scores
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_a_model_that_fills_gaps_says_after_every_block_what_it_would_fill_in(name: str, tmp_path: Path) -> None:
+    source = write_encoder(tmp_path, name, "ForMaskedLM")
+    shown = explain_checkpoint(source, TEXT)
+    assert not shown.notes
+    blocks = shown.runs[0].stacks[0].blocks
+    assert len(blocks) == 3
+    logits = first_logits(source, "AutoModelForMaskedLM", layers=1, input_ids=ids_of(shown))
+    assert_guesses(blocks[0].lens.guesses, logits[-1])
+    assert len(blocks[0].lens.by_token) == len(ids_of(shown))
