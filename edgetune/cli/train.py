@@ -209,6 +209,8 @@ def tell_run(run: Run) -> None:
         valid += f", {name} {before.get(name, float('nan')):.4f} → {after[name]:.4f}"
     took = f"{metrics['step']} steps in {duration(metrics['seconds'])}"
     say(f"{took}, {metrics['tokens_per_second']:,.0f} tokens/s{valid}.")
+    if (run.path / "report.html").is_file():
+        say(f"Report: {run.path / 'report.html'}")
     say(f"Next: edgetune convert {run.path}")
 
 

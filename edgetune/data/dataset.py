@@ -18,7 +18,7 @@ from edgetune.data.columns import Columns
 from edgetune.data.formats import FORMATS, Example, Format, Task, detect_format, present_columns
 from edgetune.data.masking import Masker, Tokenized
 from edgetune.data.messages import RowError
-from edgetune.data.overlap import Rows, hold_out, tell_overlap
+from edgetune.data.overlap import Overlap, Rows, find_overlap, hold_out
 from edgetune.data.sources import BadRow, find_splits, iter_rows, sha256_files
 from edgetune.data.tokenizer import TextTokenizer
 from edgetune.errors import DataError, EdgetuneError
@@ -56,6 +56,8 @@ class Dataset:
     sha256: str
     """Over the bytes of all files."""
     skipped: Skipped
+    overlap: Overlap = field(default_factory=Overlap)
+    """What its splits share."""
 
 
 class TrainingSequence(Protocol):
@@ -176,7 +178,7 @@ def _read(
         sink(Notice(f"{len(skipped.problems)} bad rows skipped. {_problems(skipped)}", "warning"))
     assert reader.task is not None
     others = {split: reader.read_kindly(paths) for split, paths in found_files.items() if paths and split not in files}
-    tell_overlap({**examples, **others}, sink)
+    overlap = find_overlap({**examples, **others}, sink)
     if "valid" in wanted and not files["valid"]:
         examples = _hold_out(examples, valid_share, sink)
     return Dataset(
@@ -186,6 +188,7 @@ def _read(
         task=reader.task,
         sha256=sha256_files([path for paths in files.values() for path in paths]),
         skipped=skipped,
+        overlap=overlap,
     )
 
 

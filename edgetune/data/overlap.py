@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -47,17 +48,29 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     return kept, [row for key, row in measured.items() if key in held]
 
 
-def tell_overlap(examples: Mapping[str, Rows], sink: Sink) -> None:
-    """Say how many training rows are there twice, and warn of those that other splits hold as well."""
+@dataclass(frozen=True)
+class Overlap:
+    """What rows share."""
+
+    repeated: int = 0
+    """Training rows that repeat another one exactly."""
+    leaked: Mapping[str, int] = field(default_factory=dict)
+    """Split → its rows that are training rows too."""
+
+
+def find_overlap(examples: Mapping[str, Rows], sink: Sink) -> Overlap:
+    """Count the training rows that are there twice and those that other splits hold as well, and say so."""
     keys = {split: [content_key(example) for _, example in rows] for split, rows in examples.items()}
     train = keys.get("train", [])
     known = set(train)
     if repeated := len(train) - len(known):
         sink(Notice(f"train: {repeated:,} of {len(train):,} rows repeat another one exactly."))
-    for split, others in keys.items():
-        if split != "train" and (leaked := sum(key in known for key in others)):
-            text = f"{split}: {leaked:,} of {len(others):,} rows are training rows too and tell little."
+    leaked = {split: sum(key in known for key in others) for split, others in keys.items() if split != "train"}
+    for split, count in leaked.items():
+        if count:
+            text = f"{split}: {count:,} of {len(keys[split]):,} rows are training rows too and tell little."
             sink(Notice(text, "warning"))
+    return Overlap(repeated, leaked)
 
 
 def content_key(example: Any) -> bytes:

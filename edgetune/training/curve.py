@@ -1,12 +1,14 @@
-"""The loss curve as an SVG, drawn by hand: no plotting library, readable on light and dark backgrounds."""
+"""Curves and histograms as SVG, drawn by hand: no plotting library, readable on light and dark backgrounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
 
 _WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 36, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 36, 40
 _MOST_POINTS = 600
 
 _STYLE = """\
@@ -16,53 +18,121 @@ text { font: 12px system-ui, sans-serif; fill: #555 }
 .raw { stroke: #3b82f655; fill: none; stroke-width: 1 }
 .valid { stroke: #f97316; fill: none; stroke-width: 2 }
 .dot { fill: #f97316 }
+.bar { fill: #3b82f6 }
+.bar.second { fill: #f97316 }
 @media (prefers-color-scheme: dark) { text { fill: #bbb } }"""
 
 Points = Sequence[tuple[float, float]]
 _Place = Callable[[float, float], tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart."""
+
+    name: str
+    points: Points
+    """(step, value); values that are no numbers are left out."""
+    measured: bool = False
+    """Whether it was measured now and then (orange, with dots) and not at every step (blue)."""
+    smooth: bool = False
+    """Whether a running mean is drawn over the values."""
+
+
 def loss_svg(train: Points, valid: Points, *, title: str) -> str:
     """An SVG document of (step, loss) `train` and `valid`; the training loss is shown raw and smoothed."""
-    values = [loss for _, loss in (*train, *valid)]
-    top = max(values, default=1.0) * 1.05 or 1.0
-    last = max([step for step, _ in (*train, *valid)], default=1.0) or 1.0
+    lines = [Line("training loss", train, smooth=True)]
+    if valid:
+        lines.append(Line("validation loss (orange)", valid, measured=True))
+    return chart_svg(lines, title=title)
 
-    def at(step: float, loss: float) -> tuple[float, float]:
+
+def chart_svg(lines: Sequence[Line], *, title: str, across: str = "step") -> str:
+    """An SVG document of `lines` over steps. The scale holds 0, and what the values reach."""
+    kept = [(line, [point for point in line.points if math.isfinite(point[1])]) for line in lines]
+    values = [value for _, points in kept for _, value in points]
+    low, high = min([0.0, *values]) * 1.05, max([0.0, *values]) * 1.05
+    if low == high:
+        high = 1.0
+    last = max([step for _, points in kept for step, _ in points], default=1.0) or 1.0
+
+    def at(step: float, value: float) -> tuple[float, float]:
         x = _LEFT + step / last * (_WIDTH - _LEFT - _RIGHT)
-        return round(x, 1), round(_TOP + (1 - loss / top) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(x, 1), round(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    body = [_grid(top, last, at)]
-    body += [_line(_thin(train), "raw", at), _line(_thin(_smooth(train)), "train", at), _line(valid, "valid", at)]
-    body += [f'<circle class="dot" cx="{at(*point)[0]}" cy="{at(*point)[1]}" r="3"/>' for point in valid]
-    legend = "training loss" + (" · validation loss (orange)" if valid else "")
-    body += [f'<text x="{_LEFT}" y="20">{_escape(title)}</text>']
-    body += [f'<text x="{_WIDTH - _RIGHT}" y="20" text-anchor="end">{legend}</text>']
+    body = [_grid(_ticks(low, high), at), *_below(last, at, across)]
+    for line, points in kept:
+        body += [_path(_thin(points), "raw", at)] if line.smooth else []
+        body += [_path(_thin(_smooth(points) if line.smooth else points), "valid" if line.measured else "train", at)]
+        body += [f'<circle class="dot" cx="{at(*p)[0]}" cy="{at(*p)[1]}" r="3"/>' for p in points if line.measured]
+    legend = " · ".join(line.name for line in lines)
+    body.append(f'<text x="{_WIDTH - _RIGHT}" y="20" text-anchor="end">{escape(legend)}</text>')
+    return _document(body, title)
+
+
+def histogram_svg(values: Sequence[float], others: Sequence[float] = (), *, title: str, across: str) -> str:
+    """An SVG document: how many of `values` (blue), and of `others` (orange), are in each of up to 40 stretches."""
+    top = max([*values, *others], default=0.0)
+    step = _round_step(max(top, 1.0) / 20)
+    count = int(top // step) + 1
+    found = [[0] * count, [0] * count]
+    for bars, numbers in zip(found, (values, others), strict=True):
+        for number in numbers:
+            bars[int(number // step)] += 1
+    highest = max(map(max, found)) * 1.05 or 1.0
+
+    def at(value: float, rows: float) -> tuple[float, float]:
+        x = _LEFT + value / (count * step) * (_WIDTH - _LEFT - _RIGHT)
+        return round(x, 1), round(_TOP + (1 - rows / highest) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    body = [_grid([tick for tick in _ticks(0.0, highest) if tick == int(tick)], at), *_below(count * step, at, across)]
+    sets = [(name, bars) for name, bars in (("bar", found[0]), ("bar second", found[1])) if any(bars)]
+    for place, (name, bars) in enumerate(sets):
+        for index, rows in enumerate(bars):
+            if rows:
+                left, up = at((index + place / len(sets)) * step, rows)
+                right, down = at((index + (place + 1) / len(sets)) * step, 0)
+                size = f'width="{max(0.5, round(right - left - 1, 1))}" height="{round(down - up, 1)}"'
+                tip = f"<title>{index * step:g} to {(index + 1) * step:g}: {rows}</title>"
+                body.append(f'<rect class="{name}" x="{left}" y="{up}" {size}>{tip}</rect>')
+    return _document(body, title)
+
+
+def _document(body: Sequence[str], title: str) -> str:
     size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    label = f'role="img" aria-label="{_escape(title)}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} {label}>', f"<style>{_STYLE}</style>", *body, "</svg>"]
-    return "\n".join(part for part in parts if part) + "\n"
+    label = f'role="img" aria-label="{escape(title)}"'
+    head = f'<text x="{_LEFT}" y="20">{escape(title)}</text>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {label}>'
+    return "\n".join(part for part in (svg, f"<style>{_STYLE}</style>", *body, head, "</svg>") if part) + "\n"
 
 
-def _grid(top: float, last: float, at: _Place) -> str:
+def _grid(ticks: Sequence[float], at: _Place) -> str:
     lines = []
-    for value in _ticks(top):
+    for value in ticks:
         y = at(0, value)[1]
         lines.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
         lines.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{value:g}</text>')
-    for value in _ticks(last):
-        x = at(value, 0)[0]
-        lines.append(f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 20}" text-anchor="middle">{value:g}</text>')
-    lines.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
     return "\n".join(lines)
 
 
-def _ticks(top: float) -> list[float]:
-    """Four to nine round values from 0 to `top`."""
-    step = 10.0 ** math.floor(math.log10(top))
-    while top / step < 4:
-        step /= 2 if f"{step:e}"[0] in "15" else 2.5 if f"{step:e}"[0] == "2" else 2
-    return [round(index * step, 10) for index in range(int(top / step) + 1)]
+def _below(last: float, at: _Place, name: str) -> list[str]:
+    """What stands under the chart."""
+    y = _HEIGHT - _BOTTOM + 20
+    ticks = [f'<text x="{at(value, 0)[0]}" y="{y}" text-anchor="middle">{value:g}</text>' for value in _ticks(0, last)]
+    return [*ticks, f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(name)}</text>']
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round values from `low` to `high`, 0 among them where it lies between."""
+    step = _round_step((high - low) / 9)
+    first = math.ceil(low / step)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step) + 1)]
+
+
+def _round_step(least: float) -> float:
+    """The next of 1, 2, 5, 10, 20, … that is `least` or more."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= least * (1 - 1e-9))
 
 
 def _smooth(points: Points) -> list[tuple[float, float]]:
@@ -81,12 +151,8 @@ def _thin(points: Points) -> Points:
     return [*points[::every], *points[-1:]]
 
 
-def _line(points: Points, name: str, at: _Place) -> str:
+def _path(points: Points, name: str, at: _Place) -> str:
     if len(points) < 2:
         return ""
     path = "L".join("{} {}".format(*at(*point)) for point in points)
     return f'<path class="{name}" d="M{path}"/>'
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

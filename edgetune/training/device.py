@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 import psutil
 
 from edgetune.errors import UsageError
-from edgetune.hardware import available_memory
+from edgetune.hardware import available_memory, physical_cores, total_memory
+from edgetune.paths import bytes_text
 from edgetune.training.processes import local_index, local_size
 
 if TYPE_CHECKING:
@@ -53,6 +55,21 @@ def computes_bf16(device: torch.device) -> bool:
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def describe_machine(device: torch.device, dtype: torch.dtype, *, processes: int) -> dict[str, str]:
+    """What a run computes on, for its report."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "computed in": str(dtype).removeprefix("torch."),
+        "cores": f"{physical_cores()}, {torch.get_num_threads()} threads",
+        "memory": bytes_text(torch.cuda.mem_get_info(device)[1] if on_gpu else total_memory()),
+        "processes": str(processes),
+        "system": platform.platform(terse=True),
+    }
 
 
 def memory_bytes(device: torch.device) -> int:

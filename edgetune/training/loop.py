@@ -68,6 +68,8 @@ class Loop:
     """What is computed in; by default what the frozen weights are in."""
     world: World = field(default_factory=World)
     """The processes that take these steps together."""
+    measured_before: Callable[[Evaluation | None], None] = lambda found: None
+    """Called with what the model is worth before its first step, in the leading process."""
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
@@ -83,7 +85,9 @@ class Loop:
         """Take every step that is left; whether the run is finished (and not stopped)."""
         self.adapted.train()
         if self.position.step == 0:
-            self.evaluate("valid_before")
+            found = self.evaluate("valid_before")
+            if self.world.leads:
+                self.measured_before(found)
             if self.world.any(self.should_stop()):
                 self._save()
                 return False
@@ -171,14 +175,14 @@ class Loop:
         """Accumulate gradients of the summed loss over all `batches` by `denominator`; returns that loss."""
         total = 0.0
         for batch in batches:
-            with self._autocast():
+            with self.autocast():
                 loss = self.task.summed_loss(self.adapted, batch) / denominator
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """With a bf16 base, the f32 adapter multiplies in bf16 as well."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the model computes in: with a bf16 base, the f32 adapter multiplies in bf16 as well."""
         import torch
 
         frozen = (parameter.dtype for parameter in self.adapted.parameters() if not parameter.requires_grad)
@@ -220,7 +224,7 @@ class Loop:
             rows,
             batch_size=self.settings.batch_size,
             batches=lambda part: self.layout.batches([part]),
-            autocast=self._autocast(),
+            autocast=self.autocast(),
             sink=self.sink,
             should_stop=self.should_stop if name == "valid_before" else lambda: False,
         )

@@ -1,35 +1,93 @@
-"""What a finished run says for itself: predictions.jsonl and report.html, a page that needs nothing but itself.
+"""What a run says for itself: predictions.jsonl and report.html, a page that needs nothing but itself.
 
-Everything from data or models is escaped. Draws on the run record, the curve beside it and the last measurement.
+One skeleton for all tasks: what came out, curves, samples before and after, what is learned of the rows, the data, the
+settings, the machine. A part that a run has nothing for is left out. Everything from data or models is escaped, and the
+page's own policy forbids it to load anything. Draws on the run record and on what the run wrote on its way.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from edgetune.artifacts import Run
-from edgetune.paths import whole_file
+from edgetune.errors import EdgetuneError
+from edgetune.events import Notice, Sink
+from edgetune.paths import bytes_text, whole_file
 from edgetune.training.confusion import MOST_LABELS, confusion_svg
+from edgetune.training.curve import Line, chart_svg, histogram_svg, loss_svg
+from edgetune.training.metrics_log import points, read_metrics
+from edgetune.training.prepare import Prepared
+from edgetune.training.samples import Said, read_samples
+from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Measured
 
-PREDICTIONS, REPORT, CONFUSION = "predictions.jsonl", "report.html", "confusion.svg"
+PREDICTIONS, REPORT, CONFUSION, CURVE = "predictions.jsonl", "report.html", "confusion.svg", "loss.svg"
 
 _SHOWN = 20
 """Predictions on the page; all of them are in the file."""
-_LONGEST = 400
+_PREVIEWED = 3
+"""Training sequences whose tokens are shown."""
+_PREVIEWED_TOKENS = 400
+_LONGEST = 800
+"""Characters of a cell."""
 
-_STYLE = """\
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; display: block; overflow-x: auto }
-th, td { border-bottom: 1px solid #8884; padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-td { white-space: pre-wrap; overflow-wrap: anywhere }
-svg { max-width: 100%; height: auto }"""
+_LENGTHS = (("shortest", 0.0), ("median length", 0.5), ("95 % are no longer than", 0.95), ("longest", 1.0))
+_CURVES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens a second"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    cells: Sequence[str]
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a section: whatever of these there is."""
+
+    text: str = ""
+    svg: str = ""
+    tokens: Sequence[tuple[str, bool]] = ()
+    """(piece, whether it is learned)."""
+    head: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+    named: bool = True
+    """Whether the first cell of a row is its name."""
+    numbers: Sequence[str] = ()
+    """Columns of numbers."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its parts."""
+
+    title: str
+    parts: Sequence[Part]
+
+    @property
+    def id(self) -> str:
+        """Where the page's own links lead."""
+        return re.sub(r"\W+", "-", self.title.lower())
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a report is made from, beside the run's directory."""
+
+    prepared: Prepared
+    environment: Mapping[str, str]
+    """Device, cores, memory: what the run computed on."""
+    measured: Measured = field(default_factory=Measured)
+    """The last measurement."""
 
 
 def write_predictions(run_dir: Path, measured: Measured) -> None:
@@ -41,66 +99,219 @@ def write_predictions(run_dir: Path, measured: Measured) -> None:
         partial.write_text("".join(lines), encoding="utf-8")
 
 
-def write_report(run: Run, measured: Measured | None, *, curve: str) -> None:
-    """The page, and the confusion matrix as a picture of its own. `curve` is the loss curve, an SVG."""
-    title = f"{run.base_name}: {run.task}"
-    parts = [f"<h1>{escape(title)}</h1>", _before_and_after(run.metrics), "<h2>Loss</h2>", curve]
-    labels: Sequence[str] = run.data.get("labels", ())
-    if measured is not None and measured.confusion and len(labels) <= MOST_LABELS:
-        picture = confusion_svg(measured.confusion, labels, title="validation rows")
-        with whole_file(run.path / CONFUSION) as partial:
-            partial.write_text(picture, encoding="utf-8")
-        parts += ["<h2>Confusion matrix</h2>", picture]
-    if measured is not None and measured.predictions:
-        parts += ["<h2>Predictions</h2>", _predictions(measured.predictions)]
-    parts += ["<h2>Data</h2>", _pairs(_data(run.data)), "<h2>Settings</h2>", _pairs(run.settings)]
-    parts += ["<h2>Environment</h2>", _pairs(run.versions)]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n'
-    with whole_file(run.path / REPORT) as partial:
-        partial.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+def write_report(run: Run, told: Told, *, sink: Sink) -> None:
+    """The page, the loss curve and the confusion matrix as pictures. A run is whole without: what fails is told."""
+    try:
+        entries = read_metrics(run.path)
+        title = f"{run.base_name} on {run.data['format']}"
+        curve = loss_svg(points(entries, "train", "loss"), points(entries, "valid", "loss"), title=title)
+        _write(run.path / CURVE, curve)
+        if confusion := _confusion(run, told.measured):
+            _write(run.path / CONFUSION, confusion)
+        _write(run.path / REPORT, _page(run, told, entries, confusion))
+    except (EdgetuneError, OSError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        sink(Notice(f"{run.path / REPORT} was not written: {error}. The run itself is whole.", "warning"))
 
 
-def _before_and_after(metrics: Mapping[str, Any]) -> str:
-    before, after = dict(metrics.get("valid_before") or {}), dict(metrics.get("valid") or {})
-    if "valid_loss" in metrics:
-        after = {"loss": metrics["valid_loss"], **after}
-    if "valid_before_loss" in metrics:
-        before = {"loss": metrics["valid_before_loss"], **before}
-    if not after:
-        return "<p>No validation rows were measured.</p>"
-    rows = [
-        f'<tr><th>{escape(name)}</th><td class="n">{_number(before.get(name))}</td>'
-        f'<td class="n">{_number(value)}</td></tr>'
-        for name, value in after.items()
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _page(run: Run, told: Told, entries: Sequence[Mapping[str, Any]], confusion: str) -> str:
+    from jinja2 import Environment
+
+    measured = told.measured
+    sections = [
+        Section("Result", [_before_and_after(run.metrics)]),
+        Section("Curves", _curves(run, entries)),
+        Section("Samples", _samples(read_samples(run.path))),
+        Section("Confusion matrix", [Part(svg=confusion)] if confusion else []),
+        Section("Predictions", _predictions(measured.predictions)),
+        Section("What is learned", _learned(told.prepared)),
+        Section("Data", _data(run, told.prepared)),
+        Section("Settings", [_settings(run.settings)]),
+        Section("Environment", [_pairs({**told.environment, **run.versions})]),
     ]
-    head = "<tr><th>validation rows</th><th>before</th><th>after</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["number_text"] = _is_number
+    template = resources.files("edgetune.training").joinpath("report.html").read_text(encoding="utf-8")
+    state = "" if run.finished else ", not finished"
+    return environment.from_string(template).render(
+        title=f"{run.base_name}: {run.task}",
+        subtitle=f"{run.method} on {run.data['format']}, {run.created}{state}",
+        facts=_facts(run, entries),
+        sections=[section for section in sections if section.parts],
+    )
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?|–", text) is not None
+
+
+# --- what came out
+
+
+def _facts(run: Run, entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    metrics, peak = run.metrics, max((entry.get("memory_bytes", 0) for entry in entries), default=0)
+    seconds = int(metrics.get("seconds", 0))
+    facts = [
+        ("steps", f"{metrics.get('step', 0):,}"),
+        ("time in steps", f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"),
+        ("tokens", f"{metrics.get('tokens', 0):,}"),
+        ("tokens/s", f"{metrics.get('tokens_per_second', 0):,.0f}"),
+        ("peak memory", bytes_text(peak)),
+        ("seed", str(run.settings.get("seed", 0))),
+    ]
+    if best := metrics.get("best"):
+        facts.append(("kept", f"step {int(best['step'])}"))
+    return facts
+
+
+def _before_and_after(metrics: Mapping[str, Any]) -> Part:
+    before, after = dict(metrics.get("valid_before") or {}), dict(metrics.get("valid") or {})
+    for values, name in ((after, "valid_loss"), (before, "valid_before_loss")):
+        if name in metrics:
+            values["loss"] = metrics[name]
+    if not after:
+        return Part(text="No validation rows were measured.")
+    names = sorted(after, key=lambda name: name != "loss")
+    rows = [Row([name, _number(before.get(name)), _number(after[name])]) for name in names]
+    return Part(head=["validation rows", "before", "after"], rows=rows, numbers=["before", "after"])
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+    return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
 
-def _predictions(rows: Sequence[Mapping[str, Any]]) -> str:
+def _curves(run: Run, entries: Sequence[Mapping[str, Any]]) -> list[Part]:
+    def chart(title: str, *lines: Line) -> Part:
+        return Part(svg=chart_svg(lines, title=title))
+
+    train, valid = points(entries, "train", "loss"), points(entries, "valid", "loss")
+    measured = dict.fromkeys(name for entry in entries if entry["split"] == "valid" for name in entry)
+    memory = [(step, size / 1e9) for step, size in points(entries, "train", "memory_bytes")]
+    return [
+        Part(svg=loss_svg(train, valid, title="loss")),
+        *(
+            chart(name, Line("validation rows", points(entries, "valid", name), measured=True))
+            for name in measured
+            if name not in ("step", "split", "loss")
+        ),
+        *(
+            chart(title, Line("", points(entries, "train", name), smooth=name != "lr"))
+            for name, title in _CURVES.items()
+        ),
+        chart("memory in GB", Line("", memory)),
+    ]
+
+
+def _confusion(run: Run, measured: Measured) -> str:
+    labels: Sequence[str] = run.data.get("labels", ())
+    if not measured.confusion or len(labels) > MOST_LABELS:
+        return ""
+    return confusion_svg(measured.confusion, labels, title="validation rows")
+
+
+# --- what the model says
+
+
+def _samples(said: Mapping[str, Sequence[Said]]) -> list[Part]:
+    before, after = said.get("before", ()), said.get("after", ())
+    if not (before or after):
+        return []
+    names = [name for name in (after or before)[0] if name != "scores"]
+    paired = list(zip(before, after, strict=False))
+    changing = {name for name in names if name == "predicted" or any(a.get(name) != b.get(name) for a, b in paired)}
+    asked = [name for name in names if name not in changing]
+    head = [*asked]
+    for name in (name for name in names if name in changing):
+        head += [f"{name} before"] * bool(before) + [f"{name} after"] * bool(after)
+    rows = []
+    for index, row in enumerate(after or before):
+        cells = [_cell(row.get(name)) for name in asked]
+        for name in (name for name in names if name in changing):
+            cells += [_said(rows_of[index], name) for rows_of in (before, after) if rows_of]
+        rows.append(Row(cells))
+    return [
+        Part(
+            text="The same held-out rows, before the first step and with what was saved.",
+            head=head,
+            rows=rows,
+            named=False,
+        )
+    ]
+
+
+def _said(row: Said, name: str) -> str:
+    """What the model says, and how sure it is where it says that."""
+    scores = row.get("scores") if name == "predicted" else None
+    sure = f" ({scores[row[name]]:.2f})" if isinstance(scores, dict) and row[name] in scores else ""
+    return _cell(row.get(name)) + sure
+
+
+def _predictions(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+    if not rows:
+        return []
     names = [name for name in rows[0] if name != "scores"]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(row.get(name))}</td>' for name in names)}</tr>" for row in rows[:_SHOWN])
-    more = f"<p>{len(rows) - _SHOWN} more in {PREDICTIONS}.</p>" if len(rows) > _SHOWN else ""
-    return f"<table><tr>{head}</tr>{body}</table>{more}"
+    more = f"{len(rows) - _SHOWN} more in {PREDICTIONS}." if len(rows) > _SHOWN else ""
+    shown = [Row([_cell(row.get(name)) for name in names]) for row in rows[:_SHOWN]]
+    return [Part(head=names, rows=shown, named=False), *([Part(text=more)] if more else [])]
 
 
-def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    splits = data.get("splits", {})
-    flat = {name: value for name, value in data.items() if name != "splits"}
-    return {**flat, **{f"{split} {name}": value for split, counts in splits.items() for name, value in counts.items()}}
+def _learned(prepared: Prepared) -> list[Part]:
+    shown = prepared.train[:_PREVIEWED]
+    written = any(sequence.learned.any() for sequence in shown)
+    text = "What is shaded is learned; the rest is what it follows on."
+    parts = [Part(text=text if written else "The tokens that are read; learned is what the row says of them.")]
+    for sequence in shown:
+        ids = sequence.ids[:_PREVIEWED_TOKENS].tolist()
+        pieces = list(zip(prepared.tokenizer.pieces(ids), sequence.learned.tolist(), strict=False))
+        more = len(sequence.ids) - len(ids)
+        parts.append(Part(tokens=[*pieces, *([(f" … {more:,} more", False)] if more else [])]))
+    return parts
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>" for name, value in values.items())
-    return f"<table>{rows}</table>"
+# --- what it came from
+
+
+def _data(run: Run, prepared: Prepared) -> list[Part]:
+    splits, overlap = prepared.splits, prepared.dataset.overlap
+    names = list(splits)
+    counts = {name: split.summary() for name, split in splits.items()}
+    lengths = {name: sorted(len(sequence.ids) for sequence in split.sequences) for name, split in splits.items()}
+    rows = [Row([key.replace("_", " "), *(f"{counts[name][key]:,}" for name in names)]) for key in counts[names[0]]]
+    for title, share in (
+        ("shortest", 0.0),
+        ("median length", 0.5),
+        ("95 % are no longer than", 0.95),
+        ("longest", 1.0),
+    ):
+        rows.append(Row([title, *(f"{_at(lengths[name], share):,}" for name in names)]))
+    rows.append(Row(["repeat another row", *(f"{overlap.repeated:,}" if n == "train" else "–" for n in names)]))
+    rows.append(
+        Row(["are training rows too", *(f"{overlap.leaked[n]:,}" if n in overlap.leaked else "–" for n in names)])
+    )
+    table = Part(head=["", *names], rows=rows, numbers=names)
+    title = "rows by tokens" + (" (validation: orange)" if lengths.get("valid") else "")
+    picture = histogram_svg(lengths["train"], lengths.get("valid", ()), title=title, across="tokens of a sequence")
+    return [table, Part(svg=picture), _pairs({key: value for key, value in run.data.items() if key != "splits"})]
+
+
+def _at(ordered: Sequence[int], share: float) -> int:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+
+
+def _settings(settings: Mapping[str, Any]) -> Part:
+    default = TrainSettings().record()
+    rows = [Row([name, _cell(value)], marked=value != default.get(name)) for name, value in settings.items()]
+    return Part(text="Those in bold are not the defaults.", rows=rows)
+
+
+def _pairs(values: Mapping[str, Any]) -> Part:
+    return Part(rows=[Row([name.replace("_", " "), _cell(value)]) for name, value in values.items()])
 
 
 def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return escape(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

@@ -7,20 +7,19 @@ works, and at the end the adapter, tokenizer files and `loss.svg`. `resume` cont
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from edgetune import __version__
 from edgetune.artifacts import RUN_RECORD, Run
@@ -28,7 +27,8 @@ from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageE
 from edgetune.events import Event, Metrics, Notice, Sink, ignore
 from edgetune.fingerprint import text_sha256
 from edgetune.paths import remove_leftovers as remove_abandoned
-from edgetune.paths import whole_dir, whole_file, write_json
+from edgetune.paths import whole_dir, write_json
+from edgetune.training.assembly import assemble
 from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base
 from edgetune.training.checkpoint import (
     Position,
@@ -40,21 +40,16 @@ from edgetune.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from edgetune.training.curve import loss_svg
-from edgetune.training.device import choose_device, choose_dtype, is_out_of_memory
+from edgetune.training.device import describe_machine, is_out_of_memory
 from edgetune.training.evaluate import Evaluation
-from edgetune.training.layout_lean import Lean
 from edgetune.training.loop import Loop
-from edgetune.training.methods import find_method
 from edgetune.training.methods.base import Method
+from edgetune.training.metrics_log import MetricsLog
 from edgetune.training.prepare import Plan, Prepared, plan, prepare
 from edgetune.training.processes import World, join_processes
-from edgetune.training.report import write_predictions, write_report
+from edgetune.training.report import Told, write_predictions, write_report
+from edgetune.training.samples import take_samples
 from edgetune.training.settings import TrainSettings
-from edgetune.training.speed import speed_up
-
-METRICS = "metrics.jsonl"
-CURVE = "loss.svg"
 
 
 def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
@@ -206,30 +201,13 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
 
 
 def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, sink: Sink, world: World) -> Run:
-    import torch
-
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    method, task = find_method(settings.method), prepared.task
+    task = prepared.task
     try:
-        torch.manual_seed(settings.seed)  # for heads that the base has no weights for
-        model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=device)
-        adapted = method.attach(model, settings, prepared.model_dir, task, sink=sink)
-        layout = speed_up(
-            adapted,
-            settings,
-            task,
-            lengths=[len(sequence.ids) for sequence in (*prepared.train, *prepared.valid)],
-            max_length=prepared.max_length,
-            device=device,
-            sink=sink,
-        )
-        possible = settings.grad_checkpointing == "auto"
-        layout = Lean(layout, model, checkpointing=planned.grad_checkpointing, possible=possible)
-        optimizer = method.make_optimizer(adapted, settings, device)
+        parts = assemble(settings, prepared, planned, sink=sink)
+        method, adapted, optimizer = parts.method, parts.adapted, parts.optimizer
         position = _restore(run.path, method, adapted, optimizer, sink)
         _start_together(adapted, position, run.path, world)
-        metrics = _MetricsLog(run.path, position.step, sink) if world.leads else nullcontext(sink)
+        metrics = MetricsLog(run.path, position.step, sink) if world.leads else nullcontext(sink)
         with _interruptions(sink) as stopped, metrics as log:
             loop = Loop(
                 adapted=adapted,
@@ -238,26 +216,30 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
                 train=prepared.train,
                 valid=prepared.valid,
                 settings=settings,
-                device=device,
+                device=parts.device,
                 sink=log,
                 save=lambda at: _save(run.path, at, method, adapted, optimizer, settings.keep_checkpoints),
                 keep_best=lambda at: save_best(run.path, at, method=method, adapted=adapted),
                 should_stop=stopped.is_set,
                 position=position,
-                layout=layout,
-                dtype=dtype,
+                layout=parts.layout,
+                dtype=parts.dtype,
                 world=world,
+                measured_before=lambda found: _sample(run, loop, "before", found),
             )
             finished = loop.run()
-            if not finished:
-                raise InterruptedRun(
-                    f"Stopped at step {position.step} of {loop.total}; the checkpoint is saved.",
-                    hint=f"To go on: edgetune train --resume {run.path}",
-                )
             if not world.leads:
+                if not finished:
+                    raise _interrupted(run, loop)
                 return run
+            told = Told(prepared, describe_machine(parts.device, parts.dtype, processes=world.size))
+            if not finished:
+                write_report(replace(run, metrics=_summary(position)), told, sink=sink)
+                raise _interrupted(run, loop)
             final = _final(run, loop, method, sink)
-        return _finish(run, position, method, adapted, prepared, final)
+            _sample(run, loop, "after", final)
+        told = replace(told, measured=final.measured) if final is not None else told
+        return _finish(run, position, method, adapted, told, sink)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(settings, prepared) from error
@@ -268,6 +250,27 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
         raise
     except ResourceError as error:
         raise _full_disk(run, error.message) from error
+
+
+def _interrupted(run: Run, loop: Loop) -> InterruptedRun:
+    return InterruptedRun(
+        f"Stopped at step {loop.position.step} of {loop.total}; the checkpoint is saved.",
+        hint=f"To go on: edgetune train --resume {run.path}",
+    )
+
+
+def _sample(run: Run, loop: Loop, when: Literal["before", "after"], found: Evaluation | None) -> None:
+    take_samples(
+        run.path,
+        when,
+        task=loop.task,
+        model=loop.adapted,
+        rows=loop.valid,
+        found=found,
+        count=loop.settings.samples,
+        autocast=loop.autocast(),
+        sink=_without_metrics(loop.sink),
+    )
 
 
 def _start_together(adapted: Any, position: Position, run_dir: Path, world: World) -> None:
@@ -315,9 +318,8 @@ def _without_metrics(sink: Sink) -> Sink:
     return hand_on
 
 
-def _finish(
-    run: Run, position: Position, method: Method, adapted: Any, prepared: Prepared, final: Evaluation | None
-) -> Run:
+def _finish(run: Run, position: Position, method: Method, adapted: Any, told: Told, sink: Sink) -> Run:
+    prepared = told.prepared
     prepared.task.settle(adapted)
     copy_base_tokenizer(prepared.model_dir, run.path, chat_template=prepared.chat_template)
     with whole_dir(run.path / ".adapter") as partial:
@@ -325,12 +327,9 @@ def _finish(
     for path in sorted((run.path / ".adapter").iterdir()):
         path.replace(run.path / path.name)
     (run.path / ".adapter").rmdir()
-    _write_curve(run)
     done = replace(run, metrics=_summary(position), finished=True)
-    if final is not None:
-        write_predictions(run.path, final.measured)
-    curve = (run.path / CURVE).read_text(encoding="utf-8")
-    write_report(done, final.measured if final is not None else None, curve=curve)
+    write_predictions(run.path, told.measured)
+    write_report(done, told, sink=sink)
     write_json(run.path / RUN_RECORD, done.record())
     return done
 
@@ -346,57 +345,6 @@ def _summary(position: Position) -> dict[str, Any]:
     losses |= {name: kept for name, kept in measures.items() if kept}
     speed = position.tokens / position.seconds if position.seconds else 0.0
     return {**values, **losses, "tokens_per_second": speed}
-
-
-def _write_curve(run: Run) -> None:
-    entries = [json.loads(line) for line in (run.path / METRICS).read_text(encoding="utf-8").splitlines()]
-    points = {
-        split: [(entry["step"], entry["loss"]) for entry in entries if entry["split"] == split]
-        for split in ("train", "valid")
-    }
-    title = f"{run.base_name} on {run.data['format']}"
-    with whole_file(run.path / CURVE) as partial:
-        partial.write_text(loss_svg(points["train"], points["valid"], title=title), encoding="utf-8")
-
-
-class _MetricsLog:
-    """A sink that writes metrics to `metrics.jsonl` and hands everything on. Lines past `step` are dropped first."""
-
-    def __init__(self, run_dir: Path, step: int, sink: Sink) -> None:
-        self.path, self.step, self.sink = run_dir / METRICS, step, sink
-
-    def __enter__(self) -> _MetricsLog:
-        kept = [line for line in self._lines() if _is_up_to(line, self.step)]
-        with whole_file(self.path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
-        self.file = self.path.open("a", encoding="utf-8", buffering=1)
-        for line in kept:
-            values = json.loads(line)
-            step, split = values.pop("step"), values.pop("split")
-            self.sink(Metrics(step, values, split=split, extra={"replayed": "yes"}))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Metrics):
-            self.file.write(json.dumps({"step": event.step, "split": event.split, **event.values}) + "\n")
-        self.sink(event)
-
-    def _lines(self) -> list[str]:
-        if not self.step or not self.path.is_file():
-            return []
-        return self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-
-
-def _is_up_to(line: str, step: int) -> bool:
-    """Whether `line` is a whole entry of a step no later than `step`; a kill may cut the last one."""
-    try:
-        values: Mapping[str, Any] = json.loads(line)
-    except ValueError:
-        return False
-    return bool(values["step"] <= step)
 
 
 @contextmanager

@@ -100,6 +100,8 @@ class TrainSettings:
     """Steps between measurements; 0: once an epoch."""
     eval_texts: int = -1
     """Validation rows that a text is written for, greedily, to be compared; -1: 64 for seq2seq, else none."""
+    samples: int = 4
+    """Validation rows that the model answers before and after, for the report; 0: none."""
     metric: str = ""
     """Keep the adapter that is best by this, e.g. loss, accuracy, macro_f1, spearman, bleu; else the last one."""
     early_stopping: int = 0
@@ -153,6 +155,7 @@ class TrainSettings:
             "save_every",
             "eval_every",
             "early_stopping",
+            "samples",
             "weight_decay",
             "max_grad_norm",
             "warmup",

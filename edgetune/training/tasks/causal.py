@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     import torch
 
 
+_SAMPLE_TOKENS = 96
+"""The longest sample."""
+
+_STARTED = 32
+"""Tokens of a bare text that it is to be gone on from."""
+
+_Reply = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
 class CausalTask:
     """Next-token prediction, "chat" through the model's template or "completion" of bare text."""
 
@@ -117,30 +126,54 @@ class CausalTask:
         replies = [_first_reply(row) for row in rows]
         if not replies:
             return Measured()
+        predictions = self._write(model, replies, max(len(reply) for _, reply in replies) + 8, tick)
+        found, wanted = ([row[name] for row in predictions] for name in ("predicted", "target"))
+        return Measured(metrics.texts(found, wanted), predictions)
+
+    def write_samples(
+        self, model: Any, sequences: Sequence[Any], tick: Callable[[int, int], None]
+    ) -> list[dict[str, str]]:
+        """What the model replies to the prompt of each of `sequences`, and what the row has there."""
+        replies = [_first_reply(self.sampled(row)) for row in sequences]
+        longest = max(len(reply) for _, reply in replies)
+        return self._write(model, replies, min(_SAMPLE_TOKENS, 2 * longest + 8), tick)
+
+    def sampled(self, sequence: Any) -> Tokenized:
+        """The sequence whose prompt is asked again, of what is made of a row."""
+        found: Tokenized = sequence
+        return found
+
+    def _write(
+        self, model: Any, replies: Sequence[_Reply], most_tokens: int, tick: Callable[[int, int], None]
+    ) -> list[dict[str, str]]:
         tokenizer = self._tokenizer
         written = greedy(
             model,
             [prompt for prompt, _ in replies],
-            most_tokens=max(len(reply) for _, reply in replies) + 8,
+            most_tokens=most_tokens,
             end_ids=tokenizer.eog_ids,
             pad_id=tokenizer.eos_id or 0,
             tick=tick,
         )
-        found = [tokenizer.decode_text(ids).strip() for ids in written]
-        wanted = [tokenizer.decode_text(reply.tolist()).strip() for _, reply in replies]
-        predictions = [
-            {"prompt": tokenizer.decode(prompt.tolist()), "target": target, "predicted": text}
-            for (prompt, _), target, text in zip(replies, wanted, found, strict=True)
+        return [
+            {
+                "prompt": tokenizer.decode(prompt.tolist()),
+                "target": tokenizer.decode_text(reply.tolist()).strip(),
+                "predicted": tokenizer.decode_text(ids).strip(),
+            }
+            for (prompt, reply), ids in zip(replies, written, strict=True)
         ]
-        return Measured(metrics.texts(found, wanted), predictions)
 
     def data_record(self) -> dict[str, Any]:
         """Nothing more."""
         return {}
 
 
-def _first_reply(row: Tokenized) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The ids before the first learned stretch of `row`, and those of it; at least one id comes before."""
-    begin = max(1, int(row.learned.argmax()))
+def _first_reply(row: Tokenized) -> _Reply:
+    """The ids before the first learned stretch of `row`, and those of it; a text learned whole is cut in two."""
+    begin = int(row.learned.argmax())
+    if begin < 2 and row.learned[1:].all():
+        begin = max(1, min(_STARTED, len(row.ids) // 2))
+    begin = max(1, begin)
     end = begin + int((~np.append(row.learned[begin:], False)).argmax())
     return row.ids[:begin], row.ids[begin:end]

@@ -201,6 +201,11 @@ class PreferenceTask(CausalTask):
                 made = None
             yield None if made is None else PairSequence(*made, example)
 
+    def sampled(self, sequence: Any) -> Tokenized:
+        """The better reply, or the one there is, behind its prompt."""
+        found: Tokenized = sequence.chosen if isinstance(sequence, PairSequence) else sequence.whole
+        return found
+
     def collate(self, sequences: Sequence[Any], device: torch.device) -> Any:
         """All chosen replies, then all rejected ones."""
         every = [*(pair.chosen for pair in sequences), *(pair.rejected for pair in sequences)]
