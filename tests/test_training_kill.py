@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,46 @@ def test_a_kill_at_any_moment_changes_nothing(tmp_path: Path) -> None:
     ):
         assert f"{number}: killed {moment}, {place} → same" in lines
     assert lines[-1] == "5 of 5 came to the same adapter"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes are stopped by a signal")
+def test_a_process_that_sleeps_in_the_middle_goes_on(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "tiny", "llama")
+    rows = [{"prompt": word, "completion": f" {word}!"} for word in WORDS]
+    data = write_rows(tmp_path / "data", {"train": rows, "valid": rows[::4]})
+    left = {}
+    for name, sleeps in (("awake", False), ("asleep", True)):
+        code = SLEEPER if sleeps else "import sys; from edgetune.cli.main import run; sys.exit(run(sys.argv[1:]))"
+        words = ["train", "-m", str(base), "-d", str(data), "--steps", "4", "--save-every", "1", "--device", "cpu"]
+        command = [sys.executable, "-W", "ignore", "-c", code, *words, "-o", str(tmp_path / name)]
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        if sleeps:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            assert [path.name for path in list_checkpoints(tmp_path / name)] == ["checkpoint-1", "checkpoint-2"]
+            assert not (tmp_path / name / "adapter_model.safetensors").exists()
+            os.kill(process.pid, signal.SIGCONT)
+        assert process.wait() == 0
+        left[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+    assert left["asleep"] == left["awake"]
+
+
+SLEEPER = """
+import os, signal, sys
+from edgetune.cli.main import run
+from edgetune.training.loop import Loop
+
+take_step = Loop.take_step
+
+def take_or_sleep(self):
+    if self.position.step == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    take_step(self)
+
+Loop.take_step = take_or_sleep
+sys.exit(run(sys.argv[1:]))
+"""
+"""Trains, and stops as a laptop does that is shut, before its third step."""
 
 
 def test_leftovers_of_a_killed_process_are_removed_from_a_run(tmp_path: Path) -> None:
