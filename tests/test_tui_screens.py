@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, OptionList, TextArea
 
 from edgetune.chat import Node, Tree
 from edgetune.chat.exports import preference_pairs
@@ -19,7 +19,7 @@ from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.library import register
 from edgetune.tui.compare import CompareScreen
 from edgetune.tui.controls import ControlList
-from edgetune.tui.dialogs import LineDialog, TextDialog
+from edgetune.tui.dialogs import AskDialog, LineDialog, TextDialog
 from edgetune.tui.sessions import SessionsScreen
 from edgetune.tui.themes import DARK, LIGHT
 from edgetune.tui.token_panel import TokenPanel
@@ -247,37 +247,60 @@ async def test_chats_are_found_renamed_exported_deleted_and_resumed(
         await driver.idle()
         await driver.say("tell me of herrings")
         await driver.press("ctrl+o")
-        screen = driver.app.screen
-        assert isinstance(screen, SessionsScreen)
+        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
+        shown = driver.app.screen.query_one(OptionList)
+        assert shown.option_count == 2
         assert "tell me of whales" in screen_text(driver.app)
-        await driver.press("slash")
         await driver.type("whales")
-        await driver.pilot.pause()
-        assert "tell me of herrings" not in screen_text(driver.app).split("Chats")[1].split("/ search")[0]
-        await driver.press("enter", "r")
+        await driver.until(lambda: shown.option_count == 1)
+        assert "tell me of herrings" not in screen_text(driver.app)
+        await driver.press("ctrl+r")
         await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
         driver.app.screen.query_one(Input).value = "Big ones"
         await driver.press("enter")
         await driver.until(lambda: "Big ones" in screen_text(driver.app))
-        await driver.press("e")
+        await driver.press("ctrl+e")
         await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
         driver.app.screen.query_one(Input).value = "whales.md"
         await driver.press("enter")
         await driver.until((tmp_path / "whales.md").exists)
         assert "tell me of whales" in (tmp_path / "whales.md").read_text(encoding="utf-8")
+        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
         await driver.press("enter")
         await driver.until(lambda: driver.app.screen is driver.screen)
         await driver.until(lambda: driver.tree.path()[0].content == "tell me of whales")
         await driver.idle()
         assert "Resumed: Big ones" in driver.text()
-        await driver.press("ctrl+o", "home")
+        await driver.press("ctrl+o")
+        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
         sessions = driver.chat.database.sessions()
         other = next(number for number, one in enumerate(sessions) if one.title == "tell me of herrings")
-        await driver.press(*["down"] * other, "d")
-        await driver.pilot.pause()
+        await driver.press(*["down"] * other, "ctrl+x")
+        await driver.until(lambda: isinstance(driver.app.screen, AskDialog))
         await driver.press("y")
         await driver.until(lambda: len(driver.chat.database.sessions()) == 1)
         assert driver.chat.database.sessions()[0].title == "Big ones"
+
+
+async def test_whatever_is_typed_over_the_chats_is_searched_for() -> None:
+    async with chat_app(max_tokens=2) as driver:
+        for text in ("first", "second", "third"):
+            await driver.say(text)
+            await driver.press("ctrl+n")
+            await driver.until(lambda: driver.tree.head is None)
+        await driver.press("ctrl+o")
+        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
+        shown, search = driver.app.screen.query_one(OptionList), driver.app.screen.query_one(Input)
+        await driver.type("/red?")
+        await driver.until(lambda: search.value == "/red?")
+        assert isinstance(driver.app.screen, SessionsScreen)
+        assert len(driver.chat.database.sessions()) == 3
+        await driver.press("ctrl+u", "tab", "down", "pagedown", "up")
+        await driver.until(lambda: shown.option_count == 3)
+        assert search.has_focus
+        assert shown.highlighted == 1
+        await driver.press("enter")
+        await driver.until(lambda: driver.tree.path() and driver.tree.path()[0].content == "second")
 
 
 # -- faults

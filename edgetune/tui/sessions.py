@@ -27,16 +27,28 @@ from edgetune.tui.visible import one_line
 _KINDS: dict[str, ExportKind] = {".md": "markdown", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
+class SearchInput(SafeInput):
+    """Where one types; two of an input's own keys are the list's here."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+e", "screen.export", show=False),
+        Binding("ctrl+x", "screen.remove", show=False),
+    ]
+
+
 class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
     """Returns the id of the chat to resume."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Close"),
-        Binding("down", "into_list", "To the list", show=False),
-        Binding("ctrl+f,slash", "into_search", "Search"),
-        Binding("r", "rename", "Rename"),
-        Binding("d,delete", "remove", "Delete"),
-        Binding("e", "export", "Export"),
+        Binding("up", "move('cursor_up')", "The chat above, below"),
+        Binding("down", "move('cursor_down')", "The chat above, below"),
+        Binding("pageup", "move('page_up')", "A page up, down"),
+        Binding("pagedown", "move('page_down')", "A page up, down"),
+        Binding("enter", "resume", "Resume"),
+        Binding("ctrl+r", "rename", "Rename"),
+        Binding("ctrl+e", "export", "Export"),
+        Binding("ctrl+x", "remove", "Delete"),
     ]
 
     def __init__(self, chat: OpenChat, database: ChatDatabase) -> None:
@@ -48,35 +60,37 @@ class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
         """The search over the list."""
         with Vertical(classes="dialog text-dialog") as box:
             box.border_title = "Chats"
-            box.border_subtitle = "Enter resumes, / search, r rename, d delete, e export"
-            yield SafeInput(placeholder="Search in everything said", compact=True, id="search")
-            yield OptionList(markup=False, compact=True)
+            box.border_subtitle = "Enter resumes, ^R renames, ^E exports, ^X deletes, Esc closes"
+            yield SearchInput(placeholder="Search in everything said", compact=True)
+            options = OptionList(markup=False, compact=True)
+            # Whatever is typed is searched for; the keys for the list hold without going there.
+            options.can_focus = False
+            yield options
 
     def on_mount(self) -> None:
         """Everything, newest first."""
-        self._fill("")
-        self.query_one(OptionList).focus()
+        self._fill()
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Search while one types."""
-        self._fill(event.value)
+    def on_input_changed(self) -> None:
+        """Search while one types; the best find is the newest one."""
+        self._fill(at=0)
 
     def on_input_submitted(self) -> None:
-        """To what was found."""
-        self.action_into_list()
+        """Enter."""
+        self.action_resume()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Resume it."""
-        if event.option_index < len(self._shown):
-            self.dismiss(self._shown[event.option_index].id)
+        """By mouse."""
+        self.action_resume()
 
-    def action_into_list(self) -> None:
-        """From the search to the list."""
-        self.query_one(OptionList).focus()
+    def action_resume(self) -> None:
+        """Go on with the chat under the cursor."""
+        if (saved := self._current()) is not None:
+            self.dismiss(saved.id)
 
-    def action_into_search(self) -> None:
-        """From the list to the search."""
-        self.query_one(Input).focus()
+    async def action_move(self, step: str) -> None:
+        """Another chat."""
+        await self.query_one(OptionList).run_action(step)
 
     @work
     async def action_rename(self) -> None:
@@ -121,15 +135,15 @@ class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
             act()  # type: ignore[operator]
         except (EdgetuneError, OSError) as error:
             self.app.say_error(error)  # type: ignore[attr-defined]
-        self._fill(self.query_one(Input).value)
+        self._fill()
 
     def _current(self) -> SavedSession | None:
         at = self.query_one(OptionList).highlighted
         return self._shown[at] if at is not None and at < len(self._shown) else None
 
-    def _fill(self, words: str) -> None:
-        options = self.query_one(OptionList)
-        at = options.highlighted or 0
+    def _fill(self, *, at: int | None = None) -> None:
+        options, words = self.query_one(OptionList), self.query_one(Input).value
+        at = options.highlighted or 0 if at is None else at
         excerpts: dict[str, str] = {}
         try:
             if words.strip():
@@ -156,9 +170,8 @@ class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
         is_here = self._chat.autosave is not None and saved.id == self._chat.autosave.session_id
         text = Text("● " if is_here else "  ", palette.ink("accent"), no_wrap=True, overflow="ellipsis")
         text.append(one_line(saved.title, length=44) or saved.id[:8], palette.ink("foreground", bold=True))
-        text.append(
-            f"  {when} · {saved.messages} messages · {one_line(Path(saved.model).stem, length=20)}", palette.muted
-        )
+        count = f"{saved.messages} message{'' if saved.messages == 1 else 's'}"
+        text.append(f"  {when} · {count} · {one_line(Path(saved.model).stem, length=20)}", palette.muted)
         if excerpt:
             text.append(f"\n    {one_line(excerpt)}", palette.muted)
         return text

@@ -73,7 +73,12 @@ class TemplatesScreen(EndsWorkers, ModalScreen["str | None"]):
     async def action_edit(self) -> None:
         """The one under the cursor."""
         if (name := self._current()) is not None:
-            await self._write(name, load_template(name))
+            try:
+                text = load_template(name)
+            except EdgetuneError as error:
+                self.app.say_error(error)  # type: ignore[attr-defined]
+                return
+            await self._write(name, text)
 
     @work
     async def action_remove(self) -> None:
