@@ -23,7 +23,7 @@ from edgetune.errors import EdgetuneError, ExitCode, UsageError
 from edgetune.events import Event, Notice
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.library import register
-from edgetune.opening import choose_model
+from edgetune.opening.files import choose_model
 from tests.chats import Typed, chat_through
 from tests.ggufs import QUERY, base_gguf, checkpoint, lora_gguf, write_lora
 

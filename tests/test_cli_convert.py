@@ -244,9 +244,10 @@ def test_amounts(value: float, unit: str, text: str) -> None:
 
 @pytest.mark.parametrize(("architecture", "verb"), [("t5", "generate"), ("llama", "chat")])
 def test_an_adapter_is_used_with_the_command_for_its_base(architecture: str, verb: str, tmp_path: Path) -> None:
-    from edgetune.cli.convert import _Job, _next_command
+    from edgetune.cli.convert import next_command
+    from edgetune.conversion import Job
     from tests.gguf_files import write_adapter as write_gguf_adapter
 
     out_path = write_gguf_adapter(tmp_path / "adapter.gguf", arch=architecture)
-    job = _Job(tmp_path / "run", tmp_path / "base", out_path, "f16")
-    assert _next_command(job, "adapter.gguf") == f"{verb} --lora adapter.gguf"
+    job = Job(tmp_path / "run", tmp_path / "base", out_path, "f16")
+    assert next_command(job, "adapter.gguf") == f"{verb} --lora adapter.gguf"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgetune.artifacts import ParityReport
 from edgetune.cli.main import run
-from edgetune.cli.verify import command, report_values, require_passed
+from edgetune.cli.verify import command, report_values
 from edgetune.errors import ParityError, UsageError
 from edgetune.export import export_adapter, export_base
 from edgetune.gguf_header import read_gguf_header
@@ -26,6 +26,7 @@ from edgetune.parity.bounds import ROUNDING, coarsest_type, fixed_bound, noise_b
 from edgetune.parity.distributions import Comparison, compare
 from edgetune.parity.sequences import choose_sequences, threshold_length
 from edgetune.parity.texts import random_texts, stress_texts
+from edgetune.parity.verdict import require_passed
 from edgetune.quantize import quantize
 from tests.checkpoints import edit_json, write_checkpoint
 

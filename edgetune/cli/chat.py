@@ -68,7 +68,7 @@ def command(
 
     if not plain and is_full_screen():
         from edgetune.cli.last_words import speak_before_aborting
-        from edgetune.opening import choose_model
+        from edgetune.opening.files import choose_model
         from edgetune.tui import run_chat
 
         # Before the screen is taken: it is what an abort gives back.

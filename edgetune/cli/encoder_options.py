@@ -65,7 +65,7 @@ def encoder_options(function: _Function) -> _Function:
 def open_model(model: str, options: dict[str, Any], *, sink: Sink) -> Encoder:
     """Open MODEL with what `encoder_options` added; those leave `options`, but for `long` and `skip_bad`."""
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.opening import open_encoder
+    from edgetune.opening.encoders import open_encoder
 
     names = ("lora", "force", "engine", "dtype", "verbose", "gpu_layers", "threads", "flash_attn")
     taken = {name: options.pop(name) for name in names}

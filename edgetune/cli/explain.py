@@ -140,7 +140,7 @@ def _in_llama(asked: _Asked, sink: Sink) -> Explanation:
     from edgetune.explain.gguf_run import explain_gguf
     from edgetune.gguf_header import read_gguf_header
     from edgetune.library import check_pair_headers
-    from edgetune.opening import choose_model
+    from edgetune.opening.files import choose_model
 
     choice = choose_model(asked.model, asked.lora, sink=sink)
     for adapter in choice.lora:

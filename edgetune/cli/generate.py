@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,18 +13,17 @@ from click.core import ParameterSource
 from edgetune.cli.model_options import MODEL_OPTIONS, model_options
 from edgetune.cli.progress import show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
-from edgetune.cli.seq2seq_prompt import Prompting, prompting_options, take_prompting
+from edgetune.cli.seq2seq_prompt import prompting_options, take_prompting
 from edgetune.cli.terminal import read_stdin, valid_text, write_text
-from edgetune.engine.sampling import Sampling
 from edgetune.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from edgetune.cli.text_rows import TextRow
-    from edgetune.engine.beam import BeamSettings
     from edgetune.engine.protocol import Generation
-    from edgetune.opening import Writer
+    from edgetune.opening.answers import Answers
+    from edgetune.opening.prompting import Prompting
+    from edgetune.opening.writers import Writer
 
-_SAMPLING = frozenset(field.name for field in fields(Sampling))
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -80,75 +78,31 @@ def command(
     if prompt == "-" and sys.stdin.isatty():
         raise UsageError("There is no prompt on standard input.", hint='For example: edgetune generate "2 + 3 ="')
     open_one = _open(model, options, given=given)
-    with open_one.engine as engine:
-        settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop}
-        if search := _beams(open_one, beams, given):
-            settings["beams"] = search
-        if open_one.is_encoder_decoder:
-            if not given & _SAMPLING:
-                sampling = replace(sampling, temp=0.0)
-            if max_tokens < 0:
-                settings["max_tokens"] = getattr(engine, "own_limit", -1)
-            _check_for_source(open_one, prompting, raw=raw, system=system)
-        elif prompting != Prompting():
-            raise UsageError(
-                "--task, --context and languages are for encoder-decoders.", hint="Write the task into the prompt."
-            )
+    beams = {name: value for name, value in beams.items() if value is not None}
+    if "early_stopping" in beams:
+        beams["early_stopping"] = _EARLY[beams["early_stopping"]]
+    with open_one.engine:
+        from edgetune.opening.answers import Answers
+
+        answers = Answers(
+            open_one,
+            sampling,
+            asked=given,
+            beams=beams,
+            max_tokens=max_tokens,
+            stop=stop,
+            prompting=prompting,
+            raw=raw,
+            system=system,
+        )
         rows = _rows(prompt, lines=open_one.is_encoder_decoder if lines is None else lines, prompting=prompting)
-        answer = _Answers(open_one, sampling, settings, prompting, raw=raw, system=system)
-        interrupted = _answer_all(answer, rows, as_json=as_json)
+        interrupted = _answer_all(answers, rows, as_json=as_json)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
-
-
-class _Answers:
-    """Texts → running replies."""
-
-    def __init__(
-        self,
-        model: Writer,
-        sampling: Sampling,
-        settings: dict[str, Any],
-        prompting: Prompting,
-        *,
-        raw: bool,
-        system: str,
-    ) -> None:
-        self.model, self._sampling, self._settings, self._prompting = model, sampling, settings, prompting
-        self._raw, self._system = raw, system
-
-    def begin(self, text: str | tuple[str, str]) -> Generation:
-        """The reply to `text`, not begun yet."""
-        engine: Any = self.model.engine
-        if not self.model.is_encoder_decoder:
-            assert isinstance(text, str)
-            generation: Generation = engine.generate(self._prompt_ids(text), self._sampling, **self._settings)
-            return generation
-        settings = dict(self._settings)
-        source = self._prompting.source(text, family=self.model.family)
-        languages = getattr(engine.tokenizer, "languages", {})
-        if languages and self._prompting.target_language:
-            settings["language"] = self._prompting.target_language
-        if languages and self._prompting.source_language:
-            ids = engine.tokenizer.encode_source(source, language=self._prompting.source_language)
-        else:
-            ids = engine.tokenizer.encode(source)
-        reply: Generation = engine.generate(ids, self._sampling, **settings)
-        return reply
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        template, tokenizer = None if self._raw else self.model.template, self.model.engine.tokenizer
-        if template is None:
-            if self._system:
-                raise UsageError("Without a chat template there is no system prompt.", hint="Leave out --system.")
-            return list(tokenizer.encode(prompt))
-        turns = [{"role": "system", "content": self._system}] if self._system else []
-        turns.append({"role": "user", "content": prompt})
-        return list(tokenizer.encode_rendered(template.render(turns, add_generation_prompt=True)))
 
 
 def _open(model: str | None, options: dict[str, Any], *, given: frozenset[str]) -> Writer:
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.opening import open_writer
+    from edgetune.opening.writers import open_writer
 
     # What nobody asked for is left to the engine that comes out, which may not know it.
     always = {"ctx_size", "threads", "force", "engine", "dtype"}
@@ -181,42 +135,6 @@ def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
     return (arguments[0] if len(arguments) == 2 else None), arguments[-1]
 
 
-def _beams(model: Writer, beams: dict[str, Any], given: frozenset[str]) -> BeamSettings | None:
-    """The beam search to make, by the flags or by the model's own settings; None for none."""
-    from edgetune.engine.beam import BeamSettings
-
-    typed = {name: value for name, value in beams.items() if value is not None}
-    if "early_stopping" in typed:
-        typed["early_stopping"] = _EARLY[typed["early_stopping"]]
-    samples = given & (_SAMPLING - {"seed"})
-    if model.name == "llama.cpp" and not model.is_encoder_decoder:
-        if typed.get("num_beams", 1) > 1:
-            raise UsageError(
-                "Beam search runs on encoder-decoders, and on decoders in torch.", hint="Leave out --num-beams."
-            )
-        return None
-    own = getattr(model.engine, "own_beams", BeamSettings())
-    if samples and "num_beams" not in typed:
-        own = replace(own, num_beams=1)
-    found = replace(own, **typed)
-    if samples and found.num_beams > 1:
-        raise UsageError(
-            f"A beam search does not sample, so --{min(samples).replace('_', '-')} means nothing to it.",
-            hint="Leave it out, or --num-beams.",
-        )
-    if found.num_beams == 1 and typed.keys() - {"num_beams"}:
-        raise UsageError("--length-penalty and --early-stopping are for a beam search.", hint="Add --num-beams 4.")
-    return found if found.num_beams > 1 else None
-
-
-def _check_for_source(model: Writer, prompting: Prompting, *, raw: bool, system: str) -> None:
-    if raw or system:
-        raise UsageError(
-            f"{'--raw' if raw else '--system'} is for models that chat; this one answers a text.", hint="Leave it out."
-        )
-    prompting.check(model.family, getattr(model.engine.tokenizer, "languages", {}))
-
-
 def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow]:
     from edgetune.cli.text_rows import TextRow, read_rows
 
@@ -231,7 +149,7 @@ def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow
     return [TextRow("the prompt", text)]
 
 
-def _answer_all(answers: _Answers, rows: Sequence[TextRow], *, as_json: bool) -> bool:
+def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool) -> bool:
     """Answer `rows` in order; returns whether the user stopped it."""
     from edgetune.events import Progress
 

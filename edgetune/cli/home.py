@@ -23,7 +23,7 @@ def open_chat(path: Path) -> tuple[OpenChat, Outcome]:
     from edgetune.chat import open_session
     from edgetune.chat.open_chat import OpenChat, Outcome
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.opening import choose_model
+    from edgetune.opening.files import choose_model
 
     choice = choose_model(str(path), (), sink=ignore)
     speak_before_aborting()

@@ -78,7 +78,7 @@ def model_options(function: _Function) -> _Function:
 def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
     """Open MODEL, or the base of the adapters given, with what `model_options` added; those leave `options`."""
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.opening import open_session
+    from edgetune.opening.writers import open_session
 
     taken = {name: options.pop(name) for name in MODEL_OPTIONS}
     speak_before_aborting()

@@ -1,75 +1,13 @@
-"""What an encoder-decoder is given for a task: the prefix its family was trained with, and languages by code or name.
-
-T5 reads tasks from words before the text; mBART reads languages from tokens. Families that learned no such words are
-refused: a made-up prefix would only disturb them.
-"""
+"""The flags that say what an encoder-decoder does with a text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from edgetune.errors import UsageError
-
-TASKS = ("summarize", "translate", "qa")
-_T5_LIKE = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
-_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
-"""The languages T5 learned to translate between, by the names it knows."""
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """How texts become sources."""
-
-    task: str | None = None
-    source_language: str = ""
-    target_language: str = ""
-    context: str = ""
-
-    def source(self, text: str | tuple[str, str], *, family: str) -> str:
-        """What is encoded for `text`, or for a question and its context."""
-        question, context = text if isinstance(text, tuple) else (text, self.context)
-        if self.task == "qa":
-            _require_t5(family, self.task)
-            if not context:
-                raise UsageError("--task qa needs what the question is about.", hint="Give it with --context TEXT.")
-            return f"question: {question} context: {context}"
-        if context:
-            raise UsageError("--context is for --task qa.", hint="Leave it out.")
-        if self.task == "summarize":
-            _require_t5(family, self.task)
-            return f"summarize: {question}"
-        if self.task == "translate" and family in _T5_LIKE:
-            source, target = _name(self.source_language or "en"), _name(self.target_language or "de")
-            return f"translate {source} to {target}: {question}"
-        return question
-
-    def check(self, family: str, languages: Any) -> None:
-        """Raise `UsageError` for a task or a language that the family does not know."""
-        from edgetune.languages import find_language
-
-        if self.task in ("summarize", "qa"):
-            _require_t5(family, self.task)
-        if family in _T5_LIKE and not languages:
-            if self.task == "translate":
-                _name(self.source_language or "en")
-                _name(self.target_language or "de")
-            elif self.source_language or self.target_language:
-                raise UsageError("T5 reads languages from its task.", hint="Add --task translate.")
-            return
-        if self.task == "translate" and not languages:
-            _require_t5(family, self.task)
-        if self.task == "translate" and not self.target_language:
-            raise UsageError(
-                "--task translate needs the language to translate to.",
-                hint=f"Give it with --tgt-lang: {', '.join(sorted(languages))}.",
-            )
-        for wanted in (self.source_language, self.target_language):
-            if wanted:
-                find_language(wanted, languages)
+from edgetune.opening.prompting import TASKS, Prompting
 
 
 def prompting_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,20 +30,3 @@ def prompting_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def take_prompting(options: dict[str, Any]) -> Prompting:
     """Remove what `prompting_options` added from `options`."""
     return Prompting(options.pop("task"), options.pop("src_lang"), options.pop("tgt_lang"), options.pop("context"))
-
-
-def _name(code: str) -> str:
-    short = code.lower().replace("-", "_").partition("_")[0]
-    name = _NAMES.get(short) or next((one for one in _NAMES.values() if one.lower() == code.lower()), None)
-    if name is None:
-        known = ", ".join(f"{short} ({name})" for short, name in _NAMES.items())
-        raise UsageError(f"T5 was not trained on the language {code!r}.", hint=f"It knows {known}.")
-    return name
-
-
-def _require_t5(family: str, task: str | None) -> None:
-    if family not in _T5_LIKE:
-        raise UsageError(
-            f"--task {task} puts T5's words before a text; {family or 'this model'} learned none.",
-            hint="Leave out --task: the model does what it was trained for.",
-        )

@@ -25,7 +25,7 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
     from edgetune.cli.last_words import speak_before_aborting
     from edgetune.engine.tokenizer import GgufTokenizer
     from edgetune.errors import UsageError
-    from edgetune.opening import choose_model
+    from edgetune.opening.files import choose_model
 
     text = read_stdin() if text == "-" else valid_text(text)
     with show_progress() as sink:

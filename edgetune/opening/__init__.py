@@ -1,16 +1,5 @@
-"""A model's name, path or run → a model that is open, on the engine that can run it. For every front end."""
+"""A model's name, path or run → a model that is open, on the engine that can run it. For every front end.
 
-from edgetune.opening.encoders import open_encoder
-from edgetune.opening.files import DEFAULT_MODEL, ModelChoice, as_gguf, choose_model
-from edgetune.opening.writers import Writer, open_session, open_writer
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "ModelChoice",
-    "Writer",
-    "as_gguf",
-    "choose_model",
-    "open_encoder",
-    "open_session",
-    "open_writer",
-]
+`files` finds what a name means, `writers` opens models that write, `encoders` those that read, `answers` turns texts
+into replies of either kind of writer. Nothing is imported here: a command's help needs no engine.
+"""
