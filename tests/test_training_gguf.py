@@ -119,6 +119,63 @@ def test_layers_in_blocks_have_the_gradients_of_plain_ones(coarse: Path) -> None
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
 
 
+@pytest.mark.parametrize(
+    ("scale", "cap", "with_bias"), [(1.0, 0.0, False), (0.5, 0.0, True), (1.0, 5.0, False), (2.0, 3.0, True)]
+)
+def test_the_loss_of_a_head_in_blocks_is_that_of_a_plain_one(
+    coarse: Path, scale: float, cap: float, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune.training import fused_loss_blocks
+    from edgetune.training.fused_loss import FusedHead
+    from edgetune.training.gguf_base import blocks as module
+
+    tensors = GgufTensors(coarse)
+    name = "token_embd.weight"
+    blocks = Blocks(tensors.raw(name), tensors.type(name), tensors.shape(name)[-1])
+    # Several pieces of the vocabulary, the last one smaller, and several stretches of tokens.
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", blocks.columns * (blocks.shape[0] // 3 + 1))
+    monkeypatch.setattr(fused_loss_blocks, "TOKENS", 48)
+    torch.manual_seed(0)
+    bias = torch.randn(blocks.shape[0]) if with_bias else None
+    layer = BlockLinear(blocks, bias, dtype=torch.float32, device=CPU)
+    plain = torch.nn.Linear(blocks.columns, blocks.shape[0], bias=with_bias)
+    plain.load_state_dict({"weight": layer.weight, **({"bias": bias} if bias is not None else {})})
+    plain.requires_grad_(False)
+    labels = torch.randint(0, blocks.shape[0], (101,))
+    inputs = [(torch.randn(101, blocks.columns) * 3).requires_grad_() for _ in range(2)]
+    inputs[1].data.copy_(inputs[0].data)
+    losses = [
+        FusedHead(None, head, scale, cap).summed_loss(x, labels) for head, x in zip((layer, plain), inputs, strict=True)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    for loss in losses:
+        (loss / 7).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            FusedHead(None, layer, scale, cap).summed_loss(inputs[0], labels), losses[0].detach()
+        )
+
+
+def test_no_step_makes_the_whole_head(
+    coarse: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune.training.gguf_base import blocks as module
+
+    matrix, made = Blocks.matrix, list[int]()
+
+    def watched(self: Blocks, *args: Any) -> torch.Tensor:
+        made.append(len(self.raw))
+        return matrix(self, *args)
+
+    vocabulary = read_gguf_config(coarse)["vocab_size"]
+    monkeypatch.setattr(Blocks, "matrix", watched)
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 1 << 12)
+    assert train(coarse, rows, tmp_path / "run") == 0
+    assert made
+    assert vocabulary not in made
+
+
 def test_an_embedding_in_blocks_gives_its_rows() -> None:
     tensors = GgufTensors(base_gguf("llama"))
     name = "token_embd.weight"

@@ -4,6 +4,8 @@ At a vocabulary of 152 k the logits of a step are its largest tensor by far, and
 that size. Here they exist for one chunk of learned tokens only; what remains is the gradient with respect to the hidden
 states and to what of the head is trained (LoRA on it, or the whole head), both summed in f32.
 
+A head in a GGUF file's blocks never exists as a whole: `fused_loss_blocks` goes over the vocabulary instead.
+
 Heads that soft-cap or scale their logits are computed as the model does. Whether this is the model's own head is not
 believed but compared, once (`find_head`); where it is not, the loss is computed from the model's logits.
 """
@@ -48,6 +50,11 @@ class FusedHead:
         """The summed cross entropy of `hidden` (tokens, hidden) for the tokens `labels` (tokens,), in f32."""
         import torch
 
+        if (layer := _in_blocks(self.module)) is not None:
+            from edgetune.training.fused_loss_blocks import summed_loss
+
+            dtype = _compute_dtype(hidden, layer.dtype)
+            return summed_loss(hidden, labels, layer, scale=self.scale, cap=self.cap, dtype=dtype)
         weight, bias, a, b, lora_scale = _head_parts(self.module)
         options = (self.scale, self.cap, lora_scale, torch.is_grad_enabled())
         loss: torch.Tensor = _function()(hidden, labels, weight, bias, a, b, *options)
@@ -102,6 +109,12 @@ def _is_known(module: Any) -> bool:
     return is_plain_linear(module)
 
 
+def _in_blocks(module: Any) -> Any:
+    """The head's layer where that lies in a GGUF file's blocks and nothing is put on it; else None."""
+    layer = module.get_base_layer() if hasattr(module, "lora_A") and module.disable_adapters else module
+    return layer if hasattr(layer, "blocks") and not hasattr(layer, "lora_A") else None
+
+
 def _trained_copy(wrapper: Any) -> Any:
     (name,) = wrapper.active_adapters
     return wrapper.modules_to_save[name]
@@ -133,8 +146,11 @@ def _is_equal(model: Any, head: FusedHead) -> bool:
         with torch.no_grad(), _autocast(head):
             theirs = model(input_ids=ids, use_cache=False).logits[0].float()
             hidden = head.body(input_ids=ids, use_cache=False).last_hidden_state[0]
-            parts = _head_parts(head.module)
-            ours = _logits(hidden.to(_compute_dtype(hidden, parts[0])), *parts[:4], parts[4])
+            if (layer := _in_blocks(head.module)) is not None:
+                dtype, ours = layer.dtype, layer(hidden)
+            else:
+                weight, *parts = _head_parts(head.module)
+                dtype, ours = weight.dtype, _logits(hidden.to(_compute_dtype(hidden, weight.dtype)), weight, *parts)
             ours, _ = _transform(ours.float(), head.scale, head.cap)
     except (TypeError, AttributeError, RuntimeError, ValueError):
         return False
@@ -142,7 +158,7 @@ def _is_equal(model: Any, head: FusedHead) -> bool:
         model.train(training)
     if ours.shape != theirs.shape:
         return False
-    tolerance = _TOLERANCE[str(parts[0].dtype).removeprefix("torch.")] if parts[0].is_floating_point() else 0.0
+    tolerance = _TOLERANCE.get(str(dtype).removeprefix("torch."), 0.0)
     return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
 
 
@@ -154,13 +170,13 @@ def _autocast(head: FusedHead) -> Any:
     return torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+def _compute_dtype(hidden: torch.Tensor, stored: torch.dtype) -> torch.dtype:
     """Heads trained in f32 on a bf16 base multiply in bf16, like the rest of it, and so do models trained whole."""
     import torch
 
     if torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
-    return hidden.dtype if hidden.dtype.itemsize < weight.dtype.itemsize else weight.dtype
+    return hidden.dtype if hidden.dtype.itemsize < stored.itemsize else stored
 
 
 def _logits(
@@ -252,7 +268,7 @@ def _define() -> Any:
             with_gradient: bool,
         ) -> torch.Tensor:
             wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:6]]
-            dtype = _compute_dtype(hidden, weight)
+            dtype = _compute_dtype(hidden, weight.dtype)
             rows = torch.nn.functional.pad(hidden.detach().to(dtype), (0, 0, 0, -len(hidden) % _STEP))
             matrix = weight.detach().to(dtype)
             sums = _Sums.zeros(wanted, rows, weight, bias, a, b)

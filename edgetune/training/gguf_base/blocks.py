@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgetune.gguf_tensors import dequantize_pieces
+
+_NUMBERS_AT_ONCE = 1 << 22
+"""Numbers of a large matrix that exist at the same time where it is used piece by piece: 16 MiB in f32."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,12 @@ class Blocks:
     def matrix(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """All numbers, (rows, columns)."""
         return self._numbers(self.raw, dtype, device)
+
+    def pieces(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+        """All numbers, some rows at a time: (number of the first row, (rows, columns))."""
+        step = max(1, _NUMBERS_AT_ONCE // self.columns)
+        for at in range(0, len(self.raw), step):
+            yield at, self._numbers(self.raw[at : at + step], dtype, device)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The rows `ids` (n,), each dequantized once: (n, columns)."""

@@ -24,16 +24,22 @@ def _rounded(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class _LinearFunction(torch.autograd.Function):
-    """y = x·Wᵀ + b of a frozen W; keeps nothing of W."""
+    """y = x·Wᵀ + b of a frozen W; keeps nothing of W, of which no more than a piece exists at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: BlockLinear, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.layer = layer
-        return torch.nn.functional.linear(x, layer.numbers(x.dtype), None if bias is None else bias.to(x.dtype))
+        out = x.new_empty(*x.shape[:-1], layer.out_features)
+        for at, weight in layer.blocks.pieces(x.dtype, layer.device):
+            out[..., at : at + len(weight)] = x @ weight.t()
+        return out if bias is None else out.add_(bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grad @ ctx.layer.numbers(grad.dtype), None, None
+        grad_x = grad.new_zeros(*grad.shape[:-1], ctx.layer.in_features, dtype=torch.float32)
+        for at, weight in ctx.layer.blocks.pieces(grad.dtype, ctx.layer.device):
+            grad_x += grad[..., at : at + len(weight)] @ weight
+        return grad_x.to(grad.dtype), None, None
 
 
 class BlockLinear(torch.nn.Linear):
