@@ -32,6 +32,7 @@ _METAVARS = {
     "out": "RUN",
     "target_modules": "NAMES",
     "modules_to_save": "NAMES",
+    "report_to": "NAMES",
     "chat_template": "FILE",
     "rank_pattern": "PATTERN=RANK",
     "alpha_pattern": "PATTERN=ALPHA",
@@ -145,7 +146,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if given.pop("no_checkpointing", False):
         given["grad_checkpointing"] = "off"
-    for name in ("target_modules", "modules_to_save"):
+    for name in ("target_modules", "modules_to_save", "report_to"):
         if name in given:
             given[name] = tuple(part for value in given[name] for part in _names(value))
     for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -48,6 +48,7 @@ from edgetune.training.metrics_log import MetricsLog
 from edgetune.training.prepare import Plan, Prepared, plan, prepare
 from edgetune.training.processes import World, join_processes
 from edgetune.training.report import Told, write_predictions, write_report
+from edgetune.training.reporters import check_reporters, report_to
 from edgetune.training.samples import take_samples
 from edgetune.training.settings import TrainSettings
 
@@ -71,6 +72,7 @@ def _train(settings: TrainSettings, sink: Sink, world: World) -> Run:
         hint = f"To go on with it: edgetune train --resume {run_dir}" if (run_dir / RUN_RECORD).is_file() else ""
         raise UsageError(f"{run_dir} is there already.", hint=hint or "Choose another directory with -o.")
     settings = settings.absolute()
+    check_reporters(settings.report_to)
     started = datetime.fromisoformat(world.text_of_leader(datetime.now(timezone.utc).isoformat()))
     prepared = prepare(settings, now=started.astimezone(), sink=sink)
     planned = plan(settings, prepared, sink=sink)  # refuses what does not fit the model, before anything is written
@@ -120,6 +122,7 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: Wo
     # A template that writes the date writes the day the run began: a later one would be another prompt.
     prepared = prepare(known, now=datetime.fromisoformat(old.created).astimezone(), sink=sink)
     if prepared.dataset.sha256 != old.data["sha256"]:
+    check_reporters(known.report_to)
         raise UsageError(
             f"The data of {run_dir} changed since it was started.", hint="Restore them, or start a new run."
         )
@@ -207,8 +210,11 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
         method, adapted, optimizer = parts.method, parts.adapted, parts.optimizer
         position = _restore(run.path, method, adapted, optimizer, sink)
         _start_together(adapted, position, run.path, world)
-        metrics = MetricsLog(run.path, position.step, sink) if world.leads else nullcontext(sink)
-        with _interruptions(sink) as stopped, metrics as log:
+        names = settings.report_to if world.leads else ()
+        with ExitStack() as stack:
+            stopped = stack.enter_context(_interruptions(sink))
+            log = stack.enter_context(report_to(names, run, position.step, sink))
+            log = stack.enter_context(MetricsLog(run.path, position.step, log)) if world.leads else log
             loop = Loop(
                 adapted=adapted,
                 task=task,

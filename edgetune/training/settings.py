@@ -17,6 +17,7 @@ from typing import Any, Literal, get_type_hints
 
 from edgetune.errors import UsageError
 from edgetune.training.methods import METHODS
+from edgetune.training.reporters import REPORTERS
 from edgetune.training.tasks import TASKS
 
 
@@ -136,6 +137,8 @@ class TrainSettings:
     """KTO: weight of the replies found bad."""
     save_every: int = 0
     """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
+    report_to: tuple[str, ...] = ()
+    """Tools that are told what is measured, where they are installed: tensorboard, wandb, mlflow. Offline."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, 1 or more; the best adapter, where --metric chooses one, is kept besides."""
     skip_bad_rows: bool = False
@@ -147,6 +150,8 @@ class TrainSettings:
         METHODS.check(self.method)
         for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
             self._demand(math.isfinite(getattr(self, name)), name, "a number")
+        for reporter in self.report_to:
+            REPORTERS.check(reporter)
         for name in ("batch_size", "grad_accum", "rank", "bottleneck", "prompt_tokens", "keep_checkpoints"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
         for name in (

@@ -1,0 +1,42 @@
+"""Weights & Biases, offline: files in the run's own `wandb/`, sent by `wandb sync` when somebody wants that.
+
+WANDB_MODE=online sends them at once; WANDB_PROJECT, WANDB_ENTITY and the rest mean what they mean to wandb.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib import import_module
+from typing import Any
+
+from edgetune.artifacts import Run
+from edgetune.training.reporters.base import Installed
+
+
+class Wandb(Installed):
+    """One W&B run, gone on with when ours is."""
+
+    name, package = "Weights & Biases", "wandb"
+
+    def __init__(self, run: Run, step: int) -> None:
+        wandb: Any = import_module("wandb")
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "edgetune"),
+            name=run.path.name,
+            id=sha256(f"{run.created} {run.path.resolve()}".encode()).hexdigest()[:16],
+            resume="allow",
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            dir=str(run.path.resolve()),
+            config={**run.settings, "task": run.task, "base": run.base_name},
+            settings=wandb.Settings(silent=True),
+        )
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """The values at their step."""
+        self.run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def end(self, finished: bool) -> None:
+        """Close it, as failed where it was stopped."""
+        self.run.finish(exit_code=0 if finished else 1)
