@@ -1,27 +1,53 @@
 """edgetune: adapt a language model on your own machine and run it there, offline.
 
-The public names below load on first use, so that `import edgetune` stays instant and chatting never imports torch.
+The public names load on first use, so that `import edgetune` stays instant and chatting never imports torch. What they
+do is in `edgetune.api`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgetune.api import (
+        Completion,
+        Converted,
+        Encoder,
+        Model,
+        TrainSettings,
+        convert,
+        load,
+        load_encoder,
+        train,
+        verify,
+    )
+    from edgetune.errors import EdgetuneError, ExitCode
 
 __version__ = "0.1.0"
 
-_PUBLIC: dict[str, str] = {
-    "EdgetuneError": "edgetune.errors",
-    "ExitCode": "edgetune.errors",
-}
-
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Completion",
+    "Converted",
+    "EdgetuneError",
+    "Encoder",
+    "ExitCode",
+    "Model",
+    "TrainSettings",
+    "__version__",
+    "convert",
+    "load",
+    "load_encoder",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "edgetune.errors" if name in ("EdgetuneError", "ExitCode") else "edgetune.api"
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:
