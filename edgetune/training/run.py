@@ -119,10 +119,10 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: Wo
             f"The settings are not those the run was started with: {'; '.join(changed)}.",
             hint=f"Resume without them (edgetune train --resume {run_dir}), or start a new run.",
         )
+    check_reporters(known.report_to)
     # A template that writes the date writes the day the run began: a later one would be another prompt.
     prepared = prepare(known, now=datetime.fromisoformat(old.created).astimezone(), sink=sink)
     if prepared.dataset.sha256 != old.data["sha256"]:
-    check_reporters(known.report_to)
         raise UsageError(
             f"The data of {run_dir} changed since it was started.", hint="Restore them, or start a new run."
         )
