@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +19,7 @@ from edgetune.training import TrainSettings, merge_settings, read_recipe
 from edgetune.training.batches import IGNORED, collate, epoch_batches
 from edgetune.training.curve import loss_svg
 from edgetune.training.loop import count_steps
-from edgetune.training.schedule import learning_rate, warmup_steps
+from edgetune.training.schedule import Schedule, ScheduleName, count
 from edgetune.training.settings import RECIPES, find_recipe
 
 
@@ -111,18 +111,64 @@ def test_steps_and_learning_rate() -> None:
     assert count_steps(10, TrainSettings(batch_size=4, grad_accum=2, epochs=3)) == (2, 6)
     assert count_steps(10, TrainSettings(batch_size=4, steps=7)) == (3, 7)
     assert count_steps(100, TrainSettings(batch_size=1, epochs=0.5)) == (100, 50)
-    assert (warmup_steps(0.1, 50), warmup_steps(7, 50), warmup_steps(99, 50)) == (5, 7, 50)
-    for schedule, last in (("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)):
-        rates = [learning_rate(n, total=100, peak=1.0, warmup=10, schedule=schedule) for n in range(100)]
-        assert rates[0] == pytest.approx(0.1)
-        assert max(rates) == rates[10] == 1.0
-        assert rates[-1] == pytest.approx(last, abs=0.02)
+    assert (count(0.1, 50), count(7, 50), count(99, 50)) == (5, 7, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "options"),
+    [
+        ("constant", "constant_with_warmup", {}),
+        ("constant_with_warmup", "constant_with_warmup", {}),
+        ("linear", "linear", {}),
+        ("cosine", "cosine", {}),
+        ("cosine", "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        ("polynomial", "polynomial", {"power": 2.0, "lr_end": 3e-4}),
+        ("inverse_sqrt", "inverse_sqrt", {}),
+        ("warmup_stable_decay", "warmup_stable_decay", {"num_decay_steps": 30, "min_lr_ratio": 0.1}),
+        ("wsd", "warmup_stable_decay", {"num_decay_steps": 20}),
+    ],
+)
+def test_schedules_are_those_of_transformers(name: Any, theirs: str, options: dict[str, Any]) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    floor = options.get("min_lr_rate", options.get("min_lr_ratio", options.get("lr_end", 0.0) / 3e-3))
+    settings = TrainSettings(
+        schedule=name,
+        lr=3e-3,
+        warmup=0.1,
+        decay=options.get("num_decay_steps", 0.2),
+        min_lr_rate=floor,
+        power=options.get("power", 1.0),
+    )
+    schedule = Schedule.of(settings, 100)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    other = get_scheduler(theirs, optimizer, 10, 100, scheduler_specific_kwargs=dict(options))
+    expected = []
+    for _ in range(100):
+        expected.append(other.get_last_lr()[0])
+        optimizer.step()
+        other.step()
+    found = [schedule.rate(step) for step in range(100)]
+    assert found[10:] == pytest.approx(expected[10:], rel=1e-9)
+    assert found[:9] == pytest.approx([3e-3 * (step + 1) / 10 for step in range(9)], rel=1e-9)
+    assert max(found) == found[10] == 3e-3
+
+
+def test_a_schedule_shorter_than_its_parts_still_ends() -> None:
+    for name in get_args(ScheduleName):
+        rates = [Schedule(name, 1.0, 3, warmup=2, decay=9).rate(step) for step in range(3)]
+        assert rates[:2] == [0.5, 1.0]
+        assert 0 < rates[2] <= 1.0
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
+        ({"decay": 0.0}, "--decay is 0.0, expected more than 0"),
+        ({"min_lr_rate": 1.0}, "--min-lr-rate is 1.0, expected at least 0 and less than 1"),
+        ({"schedule": "steep"}, "schedule is 'steep', expected one of cosine, linear"),
         ({"lr": -1.0}, "--lr is -1.0"),
         ({"dropout": 1.0}, "--dropout"),
         ({"schedule": "sine"}, "expected one of cosine, linear, constant"),

@@ -87,11 +87,18 @@ def _default_text(name: str) -> str:
 @click.option(
     "--sweep", multiple=True, metavar="NAME=A,B", help="Try every combination of values and rank the runs, under OUT/."
 )
+@click.option("--find-lr", is_flag=True, help="Try learning rates in a short run and suggest one; write nothing.")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an unfinished run.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and which tokens are learned; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result to stdout as JSON.")
 def command(
-    recipe: str | None, sweep: Sequence[str], resume: str | None, dry_run: bool, as_json: bool, **options: Any
+    recipe: str | None,
+    sweep: Sequence[str],
+    find_lr: bool,
+    resume: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a LoRA adapter for MODEL on your data and write a run: a PEFT directory with a record.
 
@@ -107,6 +114,13 @@ def command(
     edgetune train --resume                         after Ctrl-C, a crash or a power cut
     """
     given = {**(read_recipe(find_recipe(recipe)) if recipe else {}), **_given(options)}
+    if find_lr:
+        from edgetune.cli.find_lr import show_search
+
+        if sweep or dry_run or resume is not None:
+            raise UsageError("--find-lr goes with neither --sweep, --resume nor --dry-run.")
+        show_search(merge_settings(given, {}), as_json=as_json)
+        return
     if sweep or (resume and Path(resume, SWEEP_RECORD).is_file()):
         from edgetune.cli.train_sweep import train_sweep
 

@@ -27,7 +27,7 @@ from edgetune.training.device import is_out_of_memory, memory_bytes, release_mem
 from edgetune.training.evaluate import Evaluation, chosen_rows, evaluate
 from edgetune.training.layout import Layout, Padded
 from edgetune.training.processes import World
-from edgetune.training.schedule import learning_rate, warmup_steps
+from edgetune.training.schedule import Schedule
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import Batch, Task
 
@@ -70,12 +70,14 @@ class Loop:
     """The processes that take these steps together."""
     measured_before: Callable[[Evaluation | None], None] = lambda found: None
     """Called with what the model is worth before its first step, in the leading process."""
+    rate: Callable[[int], float] | None = None
+    """The learning rate of a step, from 0; by default the settings' schedule."""
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
         self.layout.settle(self.position.settled)
         self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
-        self.warmup = warmup_steps(self.settings.warmup, self.total)
+        self.rate_of = self.rate or Schedule.of(self.settings, self.total).rate
         self.eval_every = self.settings.eval_every or self.steps_per_epoch
         self.save_every = self.settings.save_every or min(200, max(1, math.ceil(self.total / 10)))
         self.parameters = [parameter for parameter in self.adapted.parameters() if parameter.requires_grad]
@@ -117,9 +119,7 @@ class Loop:
         """One optimizer step. Raises `EdgetuneError` when the loss or the gradient is no longer a number."""
         started = time.perf_counter()
         step = self.position.step
-        lr = learning_rate(
-            step, total=self.total, peak=self.settings.lr, warmup=self.warmup, schedule=self.settings.schedule
-        )
+        lr = self.rate_of(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("ratio", 1.0)
         chosen = [[self.train[index] for index in batch] for batch in self._step_batches(step)]

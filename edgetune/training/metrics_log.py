@@ -62,3 +62,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def points(entries: Sequence[Mapping[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
     """(step, value) of every entry of `split` that has `name`."""
     return [(entry["step"], entry[name]) for entry in entries if entry["split"] == split and name in entry]
+
+
+def without_metrics(sink: Sink) -> Sink:
+    """`sink` without what is measured: for what is measured besides a run."""
+
+    def hand_on(event: Event) -> None:
+        if not isinstance(event, Metrics):
+            sink(event)
+
+    return hand_on

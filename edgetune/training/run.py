@@ -24,7 +24,7 @@ from typing import Any, Literal
 from edgetune import __version__
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
-from edgetune.events import Event, Metrics, Notice, Sink, ignore
+from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import text_sha256
 from edgetune.paths import remove_leftovers as remove_abandoned
 from edgetune.paths import whole_dir, write_json
@@ -44,7 +44,7 @@ from edgetune.training.device import describe_machine, is_out_of_memory
 from edgetune.training.evaluate import Evaluation
 from edgetune.training.loop import Loop
 from edgetune.training.methods.base import Method
-from edgetune.training.metrics_log import MetricsLog
+from edgetune.training.metrics_log import MetricsLog, without_metrics
 from edgetune.training.prepare import Plan, Prepared, plan, prepare
 from edgetune.training.processes import World, join_processes
 from edgetune.training.report import Told, write_predictions, write_report
@@ -275,7 +275,7 @@ def _sample(run: Run, loop: Loop, when: Literal["before", "after"], found: Evalu
         found=found,
         count=loop.settings.samples,
         autocast=loop.autocast(),
-        sink=_without_metrics(loop.sink),
+        sink=without_metrics(loop.sink),
     )
 
 
@@ -312,16 +312,8 @@ def _final(run: Run, loop: Loop, method: Method, sink: Sink) -> Evaluation | Non
     elif not loop.task.metrics:
         return None
     # By itself: the log holds what was measured on the way.
-    loop.sink = _without_metrics(sink)
+    loop.sink = without_metrics(sink)
     return loop.evaluate("final")
-
-
-def _without_metrics(sink: Sink) -> Sink:
-    def hand_on(event: Event) -> None:
-        if not isinstance(event, Metrics):
-            sink(event)
-
-    return hand_on
 
 
 def _finish(run: Run, position: Position, method: Method, adapted: Any, told: Told, sink: Sink) -> Run:

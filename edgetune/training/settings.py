@@ -18,6 +18,7 @@ from typing import Any, Literal, get_type_hints
 from edgetune.errors import UsageError
 from edgetune.training.methods import METHODS
 from edgetune.training.reporters import REPORTERS
+from edgetune.training.schedule import ScheduleName
 from edgetune.training.tasks import TASKS
 
 
@@ -52,10 +53,16 @@ class TrainSettings:
     """Longest sequence in tokens, the rest is cut; 0: 2048, or the model's context when that is shorter."""
     lr: float = 2e-4
     """Learning rate at its highest."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warmup."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls after the warmup, by transformers' names."""
     warmup: float = 0.03
     """Share of the steps (below 1) or number of steps (1 and above) in which the learning rate rises."""
+    decay: float = 0.2
+    """Schedule warmup_stable_decay (wsd): share or number of the last steps, in which the learning rate falls."""
+    min_lr_rate: float = 0.0
+    """What the learning rate falls to, as a share of --lr; not with constant and inverse_sqrt."""
+    power: float = 1.0
+    """Schedule polynomial: 1 is a straight line, more falls sooner."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
@@ -175,7 +182,9 @@ class TrainSettings:
         self._demand(self.seed < 1 << 63, "seed", "less than 2^63")
         self._demand(self.epochs > 0, "epochs", "more than 0")
         self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
-        self._demand(self.alpha > 0, "alpha", "more than 0")
+        for name in ("alpha", "decay", "power"):
+            self._demand(getattr(self, name) > 0, name, "more than 0")
+        self._demand(0 <= self.min_lr_rate < 1, "min_lr_rate", "at least 0 and less than 1")
         self._demand(self.lora_plus_ratio > 0, "lora_plus_ratio", "more than 0")
         self._demand(self.temperature > 0, "temperature", "more than 0")
         self._demand(0 <= self.label_smoothing < 0.5, "label_smoothing", "at least 0 and less than 0.5")
