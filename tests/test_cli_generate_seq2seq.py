@@ -65,6 +65,23 @@ def test_lines_are_answered_in_order(t5: Path, tmp_path: Path, capsys: pytest.Ca
     assert "line 2: the text is empty" in refused(capsys, str(t5), str(path))
 
 
+def test_lines_in_batches_are_answered_as_alone_and_bad_ones_left_out(
+    t5: Path, mbart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.cli.generate._CHUNK", 5)
+    good = [f"{text} {text}" if number % 3 else text for number, text in enumerate(TEXTS[:8])]
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*good[:3], "", *good[3:6], "rain " * 600, *good[6:]]) + "\n", encoding="utf-8")
+    for model in (t5, mbart):
+        assert "line 4: the text is empty" in refused(capsys, str(model), str(path))
+        assert run(["generate", str(model), str(path), "--json", "-n", "6", "--skip-bad"]) == 0
+        captured = capsys.readouterr()
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        assert [row["tokens"] for row in rows] == [values(capsys, str(model), text)[0]["tokens"] for text in good]
+        assert "line 4: the text is empty" in captured.err
+        assert "line 8: The text has" in captured.err
+
+
 def test_a_task_puts_the_familys_words_before_the_text(t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = {
         ("--task", "summarize"): "summarize: rain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune.engine.beam import BeamSettings
+from edgetune.engine.beam_generation import BeamGeneration
 from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
@@ -17,7 +19,7 @@ from edgetune.engine.torch.engine import TorchEngine
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.export import export_adapter, export_base
 from tests.seq2seq_checkpoints import TEXTS, write_seq2seq
-from tests.test_engine_torch_seq2seq import reference, write_lora
+from tests.test_engine_torch_seq2seq import UNEVEN, reference, write_lora
 
 _GREEDY = Sampling(temp=0)
 
@@ -154,6 +156,56 @@ def test_replies_that_take_turns_are_what_they_are_alone(flan: Path) -> None:
             for number, generation in enumerate(running):
                 texts[number] += next(generation, "")
     assert texts == alone
+
+
+@pytest.mark.parametrize(
+    ("sampling", "beams"), [(_GREEDY, None), (_GREEDY, BeamSettings(3)), (Sampling(temp=1.2, seed=7), None)]
+)
+def test_replies_in_one_batch_are_what_they_are_alone(
+    flan: Path, sampling: Sampling, beams: BeamSettings | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_engine(flan) as engine:
+        encoded: list[int] = []
+        encode = engine._encode
+
+        def counting(targets: Sequence[Any], **options: Any) -> None:
+            encoded.append(len(targets))
+            encode(targets, **options)
+
+        monkeypatch.setattr(engine, "_encode", counting)
+        sources = [engine.tokenizer.encode(text) for text in UNEVEN]
+        alone = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+        for one in alone:
+            list(one)
+        encoded.clear()
+        together = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+        heard: dict[int, str] = {}
+        for number, text in engine.run_together(together):
+            heard[number] = heard.get(number, "") + text
+        assert (len(encoded), sum(encoded)) == (3 if beams else 1, len(UNEVEN))
+        assert [(one.ids, one.text, one.finish_reason) for one in together] == [
+            (one.ids, one.text, one.finish_reason) for one in alone
+        ]
+        assert heard == {number: one.text for number, one in enumerate(alone) if one.text}
+
+
+def test_a_reply_goes_on_by_itself_after_a_batch(flan: Path) -> None:
+    with open_engine(flan) as engine:
+        sources = [engine.tokenizer.encode(text) for text in UNEVEN[:3]]
+        alone = ["".join(engine.generate(ids, _GREEDY, max_tokens=8)) for ids in sources]
+        replies = [engine.generate(ids, _GREEDY, max_tokens=8) for ids in sources]
+        next(iter(engine.run_together(replies)))
+        for one in reversed(replies):
+            list(one)
+        assert [one.text for one in replies] == alone
+        search, other = (engine.generate(ids, _GREEDY, max_tokens=8, beams=BeamSettings(2)) for ids in sources[:2])
+        assert isinstance(search, BeamGeneration)
+        assert search.step() is None
+        engine.evaluate_beams([search])
+        list(other)
+        assert search.step() is None
+        with pytest.raises(UsageError, match="beam search cannot go on"):
+            engine.evaluate_beams([search])
 
 
 def test_a_text_ends_at_a_stop_string_and_when_it_is_cancelled(flan: Path) -> None:

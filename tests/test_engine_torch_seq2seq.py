@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgetune.engine.beam import BeamSettings
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.torch.engine import TorchEngine
+from edgetune.engine.torch.group import Group
 from tests.seq2seq_checkpoints import TEXTS, write_seq2seq
 
 FAMILIES = ("t5", "flan-t5", "bart", "mbart", "mbart50", "bert2bert")
@@ -21,6 +25,11 @@ _GREEDY = Sampling(temp=0)
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_seq2seq(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def mbart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_seq2seq(tmp_path_factory.mktemp("one") / "mbart", "mbart")
 
 
 def write_lora(directory: Path, base: Path, *, seed: int = 0, **settings: Any) -> Path:
@@ -113,3 +122,58 @@ def test_with_an_adapter_as_with_peft(checkpoint: Path, tmp_path: Path) -> None:
     assert found == reference(checkpoint, adapter, texts, max_new_tokens=10, num_beams=1)
     assert beams == reference(checkpoint, adapter, texts[:8], max_new_tokens=10, num_beams=4)
     assert off == reference(checkpoint, None, texts, max_new_tokens=10, num_beams=1) != found
+
+
+UNEVEN = [" ".join([text] * (1 + number % 3)) for number, text in enumerate(TEXTS[:12])]
+"""Sources of very different lengths."""
+
+
+@pytest.mark.parametrize(
+    ("sampling", "beams"), [(_GREEDY, None), (_GREEDY, BeamSettings(3)), (Sampling(temp=1.2, seed=7), None)]
+)
+def test_replies_in_one_batch_are_what_they_are_alone(
+    checkpoint: Path, sampling: Sampling, beams: BeamSettings | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    forward = Group.forward
+
+    def counting(group: Group, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        batches.append(len(ids))
+        return forward(group, ids)
+
+    monkeypatch.setattr(Group, "forward", counting)
+    with TorchEngine.open(checkpoint) as engine:
+        sources = [engine.tokenizer.encode(text) for text in UNEVEN]
+        alone = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+        for one in alone:
+            list(one)
+        batches.clear()
+        together = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+        heard: dict[int, str] = {}
+        for number, text in engine.run_together(together):
+            heard[number] = heard.get(number, "") + text
+    assert [(one.ids, one.text, one.finish_reason) for one in together] == [
+        (one.ids, one.text, one.finish_reason) for one in alone
+    ]
+    assert heard == {number: one.text for number, one in enumerate(alone) if one.text}
+    assert max(batches) == len(UNEVEN) * (beams.num_beams if beams else 1)
+
+
+def test_a_reply_goes_on_by_itself_after_a_batch(mbart: Path) -> None:
+    with TorchEngine.open(mbart) as engine:
+        sources = [engine.tokenizer.encode(text) for text in UNEVEN[:3]]
+        alone = ["".join(engine.generate(ids, _GREEDY, max_tokens=8)) for ids in sources]
+        replies = [engine.generate(ids, _GREEDY, max_tokens=8) for ids in sources]
+        next(iter(engine.run_together(replies)))
+        for one in reversed(replies):
+            list(one)
+        assert [one.text for one in replies] == alone
+
+
+def test_int8_texts_are_answered_one_by_one(mbart: Path) -> None:
+    with TorchEngine.open(mbart, dtype="int8") as engine:
+        sources = [engine.tokenizer.encode(text) for text in UNEVEN[:6]]
+        alone = ["".join(engine.generate(ids, _GREEDY, max_tokens=8)) for ids in sources]
+        replies = [engine.generate(ids, _GREEDY, max_tokens=8) for ids in sources]
+        list(engine.run_together(replies))
+        assert [one.text for one in replies] == alone

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from edgetune.cli.model_options import MODEL_OPTIONS, model_options
-from edgetune.cli.progress import show_progress
+from edgetune.cli.progress import say, show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.cli.seq2seq_prompt import prompting_options, take_prompting
 from edgetune.cli.terminal import read_stdin, valid_text, write_text
 from edgetune.errors import DataError, ExitCode, UsageError
+from edgetune.events import Progress, Sink
 
 if TYPE_CHECKING:
     from edgetune.cli.text_rows import TextRow
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from edgetune.opening.prompting import Prompting
     from edgetune.opening.writers import Writer
 
+_CHUNK = 256
+"""Lines that are begun at once, for the engine to put into batches."""
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -37,6 +41,7 @@ _EARLY = {"true": True, "false": False, "never": "never"}
     help="Answer each line of - or of a FILE by itself, or all of it as one text. [default: --lines for "
     "encoder-decoders]",
 )  # fmt: skip
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, are empty or are too long.")
 @click.option(
     "--engine", type=click.Choice(["auto", "llama", "torch"]), default="auto", show_default=True,
     help="llama.cpp, or torch for a Hugging Face directory or a run; auto is llama.cpp where it has the graph.",
@@ -60,7 +65,13 @@ _EARLY = {"true": True, "false": False, "never": "never"}
 @sampling_options
 @model_options
 def command(
-    arguments: tuple[str, ...], raw: bool, system: str, as_json: bool, lines: bool | None, **options: Any
+    arguments: tuple[str, ...],
+    raw: bool,
+    system: str,
+    as_json: bool,
+    lines: bool | None,
+    skip_bad: bool,
+    **options: Any,
 ) -> int:
     """Complete PROMPT with MODEL, or answer it, and print the text.
 
@@ -95,8 +106,9 @@ def command(
             raw=raw,
             system=system,
         )
-        rows = _rows(prompt, lines=open_one.is_encoder_decoder if lines is None else lines, prompting=prompting)
-        interrupted = _answer_all(answers, rows, as_json=as_json)
+        by_line = open_one.is_encoder_decoder if lines is None else lines
+        rows = _rows(prompt, lines=by_line, prompting=prompting, skip_bad=skip_bad)
+        interrupted = _answer_all(answers, rows, as_json=as_json, skip_bad=skip_bad)
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
 
 
@@ -135,12 +147,12 @@ def _parse(arguments: tuple[str, ...]) -> tuple[str | None, str]:
     return (arguments[0] if len(arguments) == 2 else None), arguments[-1]
 
 
-def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow]:
+def _rows(prompt: str, *, lines: bool, prompting: Prompting, skip_bad: bool) -> Sequence[TextRow]:
     from edgetune.cli.text_rows import TextRow, read_rows
 
     if lines:
         has_pairs = prompting.task == "qa" and not prompting.context
-        return read_rows((prompt,), pair=has_pairs)
+        return read_rows((prompt,), pair=has_pairs, skip_bad=skip_bad)
     text = read_stdin() if prompt == "-" else valid_text(prompt)
     if prompt == "-" and not text:
         raise UsageError(
@@ -149,10 +161,8 @@ def _rows(prompt: str, *, lines: bool, prompting: Prompting) -> Sequence[TextRow
     return [TextRow("the prompt", text)]
 
 
-def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool) -> bool:
+def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool, skip_bad: bool) -> bool:
     """Answer `rows` in order; returns whether the user stopped it."""
-    from edgetune.events import Progress
-
     if len(rows) == 1:
         generation = answers.begin(rows[0].text)
         interrupted = _run(generation, show=not as_json)
@@ -160,20 +170,56 @@ def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool) -> 
             click.echo(json.dumps(_as_values(answers.model, generation), ensure_ascii=False))
         return interrupted
     with show_progress() as sink:
-        for number, row in enumerate(rows):
-            try:
-                generation = answers.begin(row.text)
-            except UsageError as error:
-                raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
-            if _run(generation, show=False):
+        size = _CHUNK if answers.model.is_encoder_decoder else 1
+        for start in range(0, len(rows), size):
+            begun = _begin(answers, rows[start : start + size], skip_bad=skip_bad)
+            if _run_together(answers.model, begun, as_json=as_json, sink=_counting(sink, start, len(rows))):
                 return True
-            values = {**row.values(), **_as_values(answers.model, generation)}
-            # An answer a line: one that has several would come apart.
-            answer = json.dumps(values, ensure_ascii=False) if as_json else " ".join(generation.text.split("\n"))
-            write_text(f"{answer}\n")
-            if not sys.stdout.isatty():
-                sink(Progress("generate", number + 1, len(rows), "texts"))
     return False
+
+
+def _begin(answers: Answers, rows: Sequence[TextRow], *, skip_bad: bool) -> list[tuple[TextRow, Generation]]:
+    begun: list[tuple[TextRow, Generation]] = []
+    for row in rows:
+        try:
+            begun.append((row, answers.begin(row.text)))
+        except UsageError as error:
+            if not skip_bad:
+                raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
+            say(f"skipped: {row.place}: {error.message}", warning=True)
+    return begun
+
+
+def _run_together(
+    model: Writer, begun: Sequence[tuple[TextRow, Generation]], *, as_json: bool, sink: Callable[[int], None]
+) -> bool:
+    """Let all run to their ends and print each when those before it are printed; whether the user stopped it."""
+    replies = [generation for _, generation in begun]
+    printed = 0
+    try:
+        for _ in chain(model.engine.run_together(replies), [None]):
+            while printed < len(replies) and replies[printed].finish_reason:
+                _print_row(model, *begun[printed], as_json=as_json)
+                printed += 1
+            sink(sum(one.finish_reason is not None for one in replies))
+    except KeyboardInterrupt:
+        for one in replies:
+            one.close()
+    return any(one.finish_reason == "interrupted" for one in replies)
+
+
+def _print_row(model: Writer, row: TextRow, generation: Generation, *, as_json: bool) -> None:
+    values = {**row.values(), **_as_values(model, generation)}
+    # An answer a line: one that has several would come apart.
+    answer = json.dumps(values, ensure_ascii=False) if as_json else " ".join(generation.text.split("\n"))
+    write_text(f"{answer}\n")
+
+
+def _counting(sink: Sink, start: int, total: int) -> Callable[[int], None]:
+    """What tells how many of the texts from `start` on are answered; answers on the terminal tell it themselves."""
+    if sys.stdout.isatty():
+        return lambda done: None
+    return lambda done: sink(Progress("generate", start + done, total, "texts"))
 
 
 def _run(generation: Generation, *, show: bool) -> bool:

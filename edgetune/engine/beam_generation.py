@@ -6,7 +6,7 @@ The search is `beam`'s and the evaluation the engine's; this stands between them
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,14 +23,14 @@ class BeamRunner(Protocol):
 
     tokenizer: Any
 
-    def begin_beams(self, source: Sequence[int], beams: int, adapters: Any) -> NDArray[np.float32]:
-        """Logits of the first token after `source`, (1, vocabulary)."""
+    def evaluate_beams(self, generations: Sequence[BeamGeneration]) -> None:
+        """Give each its `logits`, after `tokens` that go on from what were its beams `parents`."""
 
-    def advance_beams(self, parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Let beam i continue what was beam `parents[i]` with `tokens[i]`; logits of the next, (beams, vocabulary)."""
+    def log_probs(self, generation: BeamGeneration, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Log-probabilities of its `logits`, under what the model's own settings demand of each of `texts`."""
 
-    def log_probs(self, logits: NDArray[np.float32], texts: Sequence[Sequence[int]], *, max_new: int) -> Any:
-        """Log-probabilities under what the model's own settings demand of each of `texts`."""
+    def release(self, slot: Any) -> None:
+        """The search has ended; what it took is freed."""
 
 
 class BeamGeneration:
@@ -42,11 +42,11 @@ class BeamGeneration:
         source: Sequence[int],
         settings: BeamSettings,
         *,
-        adapters: Any,
+        slot: Any,
         max_new: int,
         stop: Sequence[str] = (),
     ) -> None:
-        """Nothing is evaluated before the iteration; `max_new` tokens at most."""
+        """Nothing is evaluated before the iteration; `max_new` tokens at most. `slot` is the engine's."""
         self.text = ""
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -55,8 +55,18 @@ class BeamGeneration:
         self.choices: list[TokenChoice] = []
         self.score = float("-inf")
         """The text's score: its log-probability under the length penalty."""
-        self._engine, self._source, self._settings = engine, list(source), settings
-        self._adapters, self._max_new = adapters, max_new
+        self.source, self.num_beams, self.max_new = list(source), settings.num_beams, max_new
+        self.slot = slot
+        """Where the engine keeps it; None after the end."""
+        self.parents: list[int] = []
+        """Of each beam, which one it was before; none at the first evaluation."""
+        self.tokens: list[int] = []
+        """Of each beam, the token that has to be evaluated."""
+        self.logits: NDArray[np.float32] | None = None
+        """What came of it: (beams, vocabulary), or the one row that all of them begin with."""
+        self.is_waiting = False
+        """Whether it has to be evaluated before the next step."""
+        self._engine, self._settings = engine, settings
         self._stop = [text for text in stop if text]
         self._is_cancelled = self._is_cut = False
         self._started = time.perf_counter()
@@ -67,7 +77,23 @@ class BeamGeneration:
         return self
 
     def __next__(self) -> str:
-        return next(self._steps)
+        while True:
+            if self.is_waiting:
+                self._engine.evaluate_beams([self])
+            if (text := self.step()) is not None:
+                return text
+
+    def step(self) -> str | None:
+        """The text, or None when it has to be evaluated first. Raises `StopIteration` at the end."""
+        self.is_waiting = False
+        text = next(self._steps)
+        self.is_waiting = text is None
+        return text
+
+    @property
+    def source_tokens(self) -> int:
+        """How many tokens the source has."""
+        return len(self.source)
 
     @property
     def is_whole(self) -> bool:
@@ -78,7 +104,7 @@ class BeamGeneration:
     def timings(self) -> Timings:
         """What it cost so far."""
         return Timings(
-            prompt_tokens=len(self._source),
+            prompt_tokens=len(self.source),
             reused_tokens=0,
             prompt_seconds=self._evaluated - self._started,
             generated_tokens=len(self.ids),
@@ -88,8 +114,10 @@ class BeamGeneration:
 
     def close(self) -> None:
         """Stop here."""
-        self._steps.close()  # type: ignore[attr-defined]
+        self._steps.close()
+        self.is_waiting = False
         self.finish_reason = self.finish_reason or "interrupted"
+        self._free()
 
     def cancel(self) -> None:
         """Let the iteration end by itself; for any thread."""
@@ -99,18 +127,31 @@ class BeamGeneration:
         """A beam search does not sample. Raises `UsageError`."""
         raise UsageError("A beam search follows the likeliest texts; it has no sampling to change.")
 
-    def _run(self) -> Iterator[str]:
+    def change_adapters(self) -> None:
+        """What was found under one set of adapters is no beginning under another. Raises `UsageError`."""
+        raise UsageError("A beam search ends under the adapters it began with.")
+
+    def _run(self) -> Generator[str | None, None, None]:
+        try:
+            yield from self._search()
+        finally:
+            self._free()
+
+    def _search(self) -> Iterator[str | None]:
         engine, eog_ids = self._engine, self._engine.tokenizer.eog_ids
-        search = BeamSearch(self._settings, end_ids=eog_ids, max_new=self._max_new)
+        self._started = time.perf_counter()
+        search = BeamSearch(self._settings, end_ids=eog_ids, max_new=self.max_new)
         if not search.is_done:
-            first = engine.begin_beams(self._source, self._settings.num_beams, self._adapters)
-            logits = np.repeat(first, self._settings.num_beams, axis=0)
+            yield None
             self._evaluated = self._first = time.perf_counter()
         while not search.is_done and not self._is_cancelled:
-            parents, tokens = search.step(engine.log_probs(logits, search.running, max_new=self._max_new))
+            log_probs = engine.log_probs(self, search.running)
+            if len(log_probs) < self.num_beams:
+                log_probs = np.repeat(log_probs, self.num_beams, axis=0)
+            self.parents, self.tokens = search.step(log_probs)
             self._last = time.perf_counter()
             if not search.is_done:
-                logits = engine.advance_beams(parents, tokens)
+                yield None
         best = search.best
         self.score = best.score
         self.ids = [token for token in best.ids if token not in eog_ids]
@@ -122,3 +163,8 @@ class BeamGeneration:
         self.text = text
         if text:
             yield text
+
+    def _free(self) -> None:
+        if self.slot is not None:
+            self._engine.release(self.slot)
+            self.slot = self.logits = None

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, Text
+from edgetune.engine.in_step import batches
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Notice, Progress, Sink, ignore
 from edgetune.head import POOLINGS, Array, Head, Pooling, normalized, sigmoid, softmax
@@ -216,9 +217,10 @@ class Encoder:
 
     def _run(self, windows: Sequence[Encoded], compute: _Compute, total: int, sink: Sink) -> Array:
         """`compute` on all windows, batch by batch, in their own order."""
-        order = sorted(range(len(windows)), key=lambda at: len(windows[at]))
+        backend, lengths = self._backend, [len(window) for window in windows]
+        groups = list(batches(lengths, most_tokens=backend.batch_tokens, most=len(windows), pads=backend.pads))
         results: list[Array] = []
-        for batch in _batches(order, windows, self._backend.batch_tokens, pads=self._backend.pads):
+        for batch in groups:
             results.append(compute([windows[at] for at in batch]))
             sink(Progress("encode", min(sum(map(len, results)), total), total, "texts"))
         rows = np.concatenate(results)
@@ -226,8 +228,8 @@ class Encoder:
             raise CorruptFileError(
                 f"{self.profile.path} answers with what is no number.", hint="Is it damaged? Convert it again."
             )
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
+        back = np.empty(len(windows), np.int64)
+        back[[at for batch in groups for at in batch]] = np.arange(len(windows))
         return np.asarray(rows[back], np.float32)
 
 
@@ -259,22 +261,6 @@ def notice_of_decoder(profile: Profile, sink: Sink) -> None:
 
 def _with_prompt(prompt: str, text: Text) -> Text:
     return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
-
-
-def _batches(order: Sequence[int], windows: Sequence[Encoded], budget: int, *, pads: bool) -> Iterator[list[int]]:
-    """Groups of ascending length that fit into `budget` tokens, each of one window at least."""
-    batch: list[int] = []
-    used = 0
-    for at in order:
-        length = len(windows[at])
-        size = (len(batch) + 1) * length if pads else used + length
-        if batch and size > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(at)
-        used += length
-    if batch:
-        yield batch
 
 
 def _average(rows: Array, counts: Sequence[int], lengths: Sequence[int]) -> Array:

@@ -71,6 +71,7 @@ class LlamaGeneration:
         self._prompt, self._prefix = prompt, list(prefix)
         self._max_tokens, self._stop, self._top = max_tokens, _StopStrings(stop), top
         self._next_sampling: Sampling | None = None
+        self._next_adapters: AdapterKey | None = None
         self._seen: Seen | None = None
         self._speculation, self._guesses = speculation, list[int]()
         self._history = [*prompt, *prefix]
@@ -83,12 +84,15 @@ class LlamaGeneration:
         return self
 
     def __next__(self) -> str:
-        while (text := self.step()) is None:
-            self._engine.evaluate([self])
-        return text
+        while True:
+            if self.is_waiting:
+                self._engine.evaluate([self])
+            if (text := self.step()) is not None:
+                return text
 
     def step(self) -> str | None:
         """More text, or None when `pending` has to be evaluated first. Raises `StopIteration` at the end."""
+        self.is_waiting = False
         text = next(self._steps)
         self.is_waiting = text is None
         return text
@@ -96,6 +100,7 @@ class LlamaGeneration:
     def close(self) -> None:
         """Stop here, as by the user; what was said so far stays."""
         self._steps.close()
+        self.is_waiting = False
         self._finish("interrupted")
         self._free()
 
@@ -106,6 +111,18 @@ class LlamaGeneration:
     def change_sampling(self, sampling: Sampling) -> None:
         """Choose by other parameters from the next token on; for any thread."""
         self._next_sampling = sampling
+
+    def change_adapters(self) -> None:
+        """Go on under the adapters that the engine has now, from the next token on.
+
+        What was said stays; it is evaluated again under them, but for what the cache holds of it.
+        """
+        self._next_adapters = self._engine.adapter_key
+
+    @property
+    def source_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self._prompt)
 
     @property
     def is_whole(self) -> bool:
@@ -132,6 +149,8 @@ class LlamaGeneration:
     def _run(self) -> Generator[str | None, None, None]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         length = 0
+        # It may have waited for others.
+        self._started = time.perf_counter()
         try:
             for raw in self._pieces():
                 if raw is None:
@@ -240,6 +259,17 @@ class LlamaGeneration:
                 limit = min(limit, self._max_tokens - self._new_tokens - 1)
             self._guesses = self._speculation.guess(self._history, limit)
         self.pending = [token, *self._guesses]
+        if self._next_adapters is not None:
+            self._change_adapters(self._next_adapters)
+
+    def _change_adapters(self, wanted: AdapterKey) -> None:
+        """Leave the sequence, whose entries were made under other adapters, and have everything evaluated."""
+        self._next_adapters = None
+        if wanted == self.adapters or self.slot is None:
+            return
+        self._engine.release(self.slot)
+        self.adapters, self.slot = wanted, None
+        self.pending, self._guesses = list(self._history), []
 
     def _free(self) -> None:
         self._sampler.close()

@@ -119,6 +119,11 @@ class LlamaEngine:
         return self._adapters
 
     @property
+    def adapter_key(self) -> AdapterKey:
+        """What tells the adapters applied now, with their scales, from others."""
+        return self._adapter_key
+
+    @property
     def cached_ids(self) -> tuple[int, ...]:
         """The tokens of the sequence used last, where they were evaluated under the adapters of now."""
         latest = self.cache.latest
@@ -299,7 +304,9 @@ class LlamaEngine:
         generation.slot = slot
         if generation.shift:
             self.cache.shift_towards(slot, ids)
-        kept = generation.reused_tokens = self.cache.keep_prefix(slot, ids)
+        kept = self.cache.keep_prefix(slot, ids)
+        if not generation.ids:
+            generation.reused_tokens = kept
         if len(ids) - kept + self.cache.running > self.cache.room() + 1:
             raise UsageError(
                 f"The text has {len(ids)} tokens; beside the other reply the context takes {self.cache.room() + kept}.",

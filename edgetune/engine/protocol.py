@@ -154,6 +154,9 @@ class Generation(Protocol):
     def change_sampling(self, sampling: Sampling) -> None:
         """Choose by other parameters from the next token on. For any thread."""
 
+    def change_adapters(self) -> None:
+        """Go on under the adapters that the engine has now, from the next token on. For the thread that iterates."""
+
 
 class Engine(Protocol):
     """Runs one model, with sets of adapters, on several sequences. One thread at a time may call it."""

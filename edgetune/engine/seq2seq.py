@@ -1,7 +1,8 @@
 """Encoder-decoders (T5) through llama.cpp: the source is encoded once, the target decoded token by token or in beams.
 
 Replies are `generation`'s and `beam_generation`'s, adapters `adapters`', so that this is no more than another way to
-evaluate. llama.cpp keeps one encoded source a context: a reply that goes on after another's turn is evaluated again.
+evaluate. llama.cpp keeps what was encoded last, of several sources at once if need be: a reply that goes on after
+another's turn is evaluated again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgetune.engine.beam_generation import BeamGeneration
 from edgetune.engine.candidates import read_logits
 from edgetune.engine.choices import as_candidates
 from edgetune.engine.generation import LlamaGeneration
+from edgetune.engine.in_step import run_in_batches
 from edgetune.engine.interrupt import Stopped, interruptible
 from edgetune.engine.json_tokenizer import JSON_KEY, JsonTokenizer
 from edgetune.engine.loading import CacheType, gpu_layers_for, load_model, open_context
@@ -42,6 +44,11 @@ SEQ2SEQ_ARCHITECTURES = ("t5",)
 _ABORTED = 2
 _DEFAULT_CONTEXT = 512
 _SMALLEST_BATCH = 64
+_MOST_ROWS, _MOST_TOKENS, _MOST_LOGITS = 16, 512, 1 << 24
+"""Of what is evaluated at once: replies, counting each beam (16 measured best on a CPU), tokens of their sources, and
+tokens times vocabulary."""
+_SHARE_OF_MEMORY = 0.25
+"""Of the free memory, what the keys and values of replies in one batch may take."""
 
 
 @dataclass(eq=False)
@@ -50,8 +57,21 @@ class _Target:
 
     source: list[int]
     adapters: AdapterKey
+    room: int
+    """Tokens that it may have, the start token included."""
+    beams: int = 0
+    """0 where nothing is searched."""
     ids: list[int] = field(default_factory=list)
-    """The decoder's tokens that were evaluated, the start token first."""
+    """The decoder's tokens that were evaluated, the start token first; of beams, only their number means anything."""
+    first: int = 0
+    """Its first sequence in the context."""
+    side: int = 0
+    """Which of the two sets of sequences the beams are in."""
+
+    @property
+    def width(self) -> int:
+        """How many sequences it takes: beams have two sets, to be copied from the one to the other in any order."""
+        return 2 * self.beams or 1
 
 
 class Seq2SeqEngine:
@@ -66,8 +86,8 @@ class Seq2SeqEngine:
         self._adapter_key: AdapterKey = ()
         self._context: Any = None
         self._sizes = (0, 0, 0)
+        self._members: list[_Target] = []
         self._current: _Target | None = None
-        self._side = 0
         self._row: int | None = None
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         """Tokens that logits are about."""
@@ -175,8 +195,10 @@ class Seq2SeqEngine:
                 raise UsageError("A beam search cannot go on from the beginning of a reply.")
             limit = self.context_size - 1
             new = min(limit, max_tokens) if max_tokens >= 0 else limit
-            return BeamGeneration(self, ids, beams, adapters=key, max_new=new, stop=stop)
-        target = _Target(list(ids), key)
+            slot = _Target(list(ids), key, new + 1, beams.num_beams)
+            return BeamGeneration(self, ids, beams, slot=slot, max_new=new, stop=stop)
+        room = len(prefix) + 2 + max_tokens if max_tokens >= 0 else self.context_size
+        target = _Target(list(ids), key, min(room, self.context_size))
         generation = LlamaGeneration(
             cast(Any, self),
             Sampler(
@@ -197,10 +219,15 @@ class Seq2SeqEngine:
         return generation
 
     def run_together(self, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
-        """Run several replies, one after the other: a context has room for one encoded source."""
-        for number, generation in enumerate(generations):
-            for text in generation:
-                yield number, text
+        """Advance several replies: (which one, text). Under the same adapters they share batches."""
+        replies = cast("list[LlamaGeneration | BeamGeneration]", list(generations))
+        return run_in_batches(
+            replies,
+            alike=lambda one: (cast(_Target, one.slot).adapters, cast(_Target, one.slot).beams),
+            limits=self._batch_limits,
+            pads=False,
+            evaluate=self._evaluate_together,
+        )
 
     def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
         """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
@@ -225,36 +252,39 @@ class Seq2SeqEngine:
         """Logits after each of `target_ids`, which begin with the start token; shape (target tokens, vocabulary)."""
         self._check_open()
         self._check_source(source_ids, room_for=len(target_ids))
-        target = _Target(list(source_ids), self._adapter_key)
-        self._encode(target, sequences=1, cells=len(target_ids), batch=len(target_ids))
+        self._encode([_Target(list(source_ids), self._adapter_key, len(target_ids))], batch=len(target_ids))
         self._decode([(0, 0, target_ids)], every_output=True)
-        self._current = self._row = None
+        self._members, self._current, self._row = [], None, None
         return np.array(self._all_logits(len(target_ids)))
 
     def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
-        """Evaluate what this reply, the only one, waits for."""
-        (one,) = generations
-        target = cast(_Target, one.slot)
-        pending = one.pending
-        if self._current is not target:
-            began = bool(target.ids)
-            # The first time a reply's `pending` is its prompt, which is the source here, and what it begins with.
-            fresh = [*target.ids, *pending] if began else [self.start_id, *pending[len(target.source) :]]
+        """Evaluate what these replies wait for."""
+        targets = [cast(_Target, one.slot) for one in generations]
+        pending = [one.pending for one in generations]
+        if any(target not in self._members for target in targets):
+            pending = [
+                # The first time a reply's `pending` is its prompt, which is the source here, and what it begins with.
+                [*target.ids, *ids] if target.ids else [self.start_id, *ids[len(target.source) :]]
+                for target, ids in zip(targets, pending, strict=True)
+            ]
             self._encode(
-                target,
-                sequences=1,
-                cells=self.context_size,
-                batch=len(fresh),
-                is_cancelled=lambda: one.is_cancelled,
+                targets,
+                batch=sum(map(len, pending)),
+                is_cancelled=lambda: all(one.is_cancelled for one in generations),
             )
-            # Stopped in the middle; the reply itself finds out that it was cancelled.
-            if self._current is not target:
+            # Stopped in the middle; the replies themselves find out that they were cancelled.
+            if not self._members:
                 return
-            target.ids, pending = [], fresh
-        one.row = self._decode([(0, len(target.ids), pending)])
-        target.ids += pending
-        self._row = one.row
-        self._check_output(one.row)
+            for target in targets:
+                target.ids = []
+        rows = self._decode(
+            [(target.first, len(target.ids), ids) for target, ids in zip(targets, pending, strict=True)]
+        )
+        for one, target, ids, row in zip(generations, targets, pending, rows, strict=True):
+            target.ids += ids
+            one.row = row
+            self._check_output(row)
+        self._current, self._row = targets[-1], rows[-1]
 
     def choose(self, sampler: Sampler, row: int, top: int) -> tuple[int | None, Seen | None]:
         """The next token after output `row`, and with `top` what from."""
@@ -283,38 +313,61 @@ class Seq2SeqEngine:
         """Whether the target can have no further token."""
         return self.cached_tokens + 1 >= self.context_size
 
-    def begin_beams(self, source: Sequence[int], beams: int, adapters: AdapterKey) -> NDArray[np.float32]:
-        """Encode `source` for so many beams; logits of the first token, (1, vocabulary)."""
-        target = _Target(list(source), adapters)
-        # Two sets of sequences: beams are copied from the one to the other, in any order.
-        self._encode(target, sequences=2 * beams, cells=beams * self.context_size, batch=beams)
-        self._side = 0
-        self._decode([(0, 0, [self.start_id])])
-        target.ids = [self.start_id]
-        return self._all_logits(1)
+    def evaluate_beams(self, generations: Sequence[BeamGeneration]) -> None:
+        """Evaluate what these searches wait for."""
+        targets = [cast(_Target, one.slot) for one in generations]
+        if any(target not in self._members for target in targets):
+            if any(target.ids for target in targets):
+                raise UsageError("Another text was answered meanwhile; a beam search cannot go on after that.")
+            self._encode(targets, batch=sum(target.beams for target in targets))
+            parts = [(target.first, 0, [self.start_id]) for target in targets]
+        else:
+            parts = []
+            for one, target in zip(generations, targets, strict=True):
+                self._copy_beams(target, one.parents)
+                at = target.first + target.side * target.beams
+                parts += [(at + beam, len(target.ids), [token]) for beam, token in enumerate(one.tokens)]
+        rows = self._decode(parts)
+        logits, first = np.array(self._all_logits(len(parts))), 0
+        for one, target in zip(generations, targets, strict=True):
+            count = len(one.tokens) or 1
+            one.logits = logits[first : first + count]
+            self._check_output(rows[first])
+            target.ids.append(one.tokens[0] if one.tokens else self.start_id)
+            first += count
+        self._current = targets[-1]
 
-    def advance_beams(self, parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Take every beam one token further; logits of the next, (beams, vocabulary)."""
-        assert self._current is not None
-        beams, length = len(parents), len(self._current.ids)
-        if list(parents) != list(range(beams)) or length == 1:
-            memory = lib.llama_get_memory(self._context)
-            old, new = self._side * beams, (1 - self._side) * beams
-            for beam, parent in enumerate(parents):
-                lib.llama_memory_seq_cp(memory, old + parent, new + beam, -1, -1)
-            for beam in range(beams):
-                lib.llama_memory_seq_rm(memory, old + beam, -1, -1)
-            self._side = 1 - self._side
-        self._decode([(self._side * beams + beam, length, [token]) for beam, token in enumerate(tokens)])
-        self._current.ids.append(tokens[0])
-        return self._all_logits(beams)
-
-    def log_probs(
-        self, logits: NDArray[np.float32], texts: Sequence[Sequence[int]], *, max_new: int
-    ) -> NDArray[np.float32]:
+    def log_probs(self, generation: BeamGeneration, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """As they are: a GGUF file demands nothing of its texts."""
-        values: NDArray[np.float32] = log_softmax(logits)
+        assert generation.logits is not None
+        values: NDArray[np.float32] = log_softmax(generation.logits)
         return values
+
+    def _copy_beams(self, target: _Target, parents: Sequence[int]) -> None:
+        """Let every beam be what was the beam of its parent."""
+        if list(parents) == list(range(target.beams)) and len(target.ids) > 1:
+            return
+        memory = lib.llama_get_memory(self._context)
+        old, new = (target.first + side * target.beams for side in (target.side, 1 - target.side))
+        for beam, parent in enumerate(parents):
+            lib.llama_memory_seq_cp(memory, old + parent, new + beam, -1, -1)
+        for beam in range(target.beams):
+            lib.llama_memory_seq_rm(memory, old + beam, -1, -1)
+        target.side = 1 - target.side
+
+    def _evaluate_together(self, replies: Sequence[LlamaGeneration | BeamGeneration]) -> None:
+        if searches := [one for one in replies if isinstance(one, BeamGeneration)]:
+            self.evaluate_beams(searches)
+        else:
+            self.evaluate([one for one in replies if isinstance(one, LlamaGeneration)])
+
+    def _batch_limits(self, alike: Sequence[LlamaGeneration | BeamGeneration]) -> tuple[int, int]:
+        """Tokens of the sources, and replies, that are best evaluated at once."""
+        largest = max((cast(_Target, one.slot) for one in alike), key=lambda target: target.width * target.room)
+        cells = largest.room * max(1, largest.beams) * self._bytes_per_token
+        by_memory = int(available_memory() * _SHARE_OF_MEMORY // cells)
+        most = max(1, min(_MOST_ROWS // max(1, largest.beams), by_memory))
+        return max(_SMALLEST_BATCH, min(_MOST_TOKENS, _MOST_LOGITS // self.n_vocab)), most
 
     @property
     def _bytes_per_token(self) -> int:
@@ -324,38 +377,40 @@ class Seq2SeqEngine:
         return int((layers or self._header.number("block_count") or 1) * head * width * sizes)
 
     def _encode(
-        self,
-        target: _Target,
-        *,
-        sequences: int,
-        cells: int,
-        batch: int,
-        is_cancelled: Callable[[], bool] = lambda: False,
+        self, targets: Sequence[_Target], *, batch: int, is_cancelled: Callable[[], bool] = lambda: False
     ) -> None:
-        """Encode the source for `sequences` sequences, in a context with as many `cells`; `target` is current then."""
-        self._current = self._row = None
-        self._reserve(sequences=sequences, cells=cells, batch=max(batch, len(target.source)))
-        self._lora.apply(self._context, target.adapters)
+        """Encode the sources of `targets`, all under the same adapters; they are the engine's members then."""
+        self._members, self._current, self._row = [], None, None
+        sequences = 0
+        for target in targets:
+            target.first, target.side = sequences, 0
+            sequences += target.width
+        self._reserve(
+            sequences=sequences,
+            cells=sum(target.room * max(1, target.beams) for target in targets),
+            batch=max(batch, sum(len(target.source) for target in targets)),
+        )
+        self._lora.apply(self._context, targets[0].adapters)
         lib.llama_memory_clear(lib.llama_get_memory(self._context), False)
         native.forget_errors()
-        source = _SourceBatch(target.source, sequences)
+        sources = _SourceBatch([(target.source, target.first, target.width) for target in targets])
         with interruptible(self._context, is_cancelled):
-            code = lib.llama_encode(self._context, source.raw)
+            code = lib.llama_encode(self._context, sources.raw)
             if code == _ABORTED:
                 raise Stopped
             if code:
                 raise native.failure("llama.cpp could not encode the text")
-            self._current = target
+            self._members = list(targets)
 
-    def _decode(self, parts: Sequence[tuple[int, int, Sequence[int]]], *, every_output: bool = False) -> int:
-        """Evaluate (sequence, position, tokens) in one batch; returns the row of the first output."""
+    def _decode(self, parts: Sequence[tuple[int, int, Sequence[int]]], *, every_output: bool = False) -> list[int]:
+        """Evaluate (sequence, position, tokens) in one batch; returns the row of each one's first output."""
         self._batch.clear()
         rows = [self._batch.add(number, at, ids, every_output=every_output) for number, at, ids in parts]
         native.forget_errors()
         if lib.llama_decode(self._context, self._batch.raw):
-            self._current = self._row = None
+            self._members, self._current, self._row = [], None, None
             raise native.failure("llama.cpp could not evaluate the text")
-        return rows[0]
+        return rows
 
     def _all_logits(self, rows: int) -> NDArray[np.float32]:
         pointer = lib.llama_get_logits(self._context)
@@ -384,7 +439,7 @@ class Seq2SeqEngine:
         self._batch = Batch(lib.llama_n_batch(self._context))
 
     def _close_context(self) -> None:
-        self._current = self._row = None
+        self._members, self._current, self._row = [], None, None
         if self._context is not None:
             lib.llama_free(self._context)
             self._context, self._lora.applied = None, ()
@@ -413,15 +468,21 @@ class Seq2SeqEngine:
 
 
 class _SourceBatch:
-    """A source that belongs to several sequences at once."""
+    """Sources, each of which belongs to several sequences at once."""
 
-    def __init__(self, ids: Sequence[int], sequences: int) -> None:
-        count = len(ids)
-        self._tokens, self._positions = np.asarray(ids, np.int32), np.arange(count, dtype=np.int32)
-        self._counts, self._outputs = np.full(count, sequences, np.int32), np.ones(count, np.int8)
-        self._sequences = np.arange(sequences, dtype=np.int32)
+    def __init__(self, sources: Sequence[tuple[Sequence[int], int, int]]) -> None:
+        """`sources` are (ids, first sequence, how many sequences)."""
+        lengths = [len(ids) for ids, _, _ in sources]
+        count = sum(lengths)
+        self._tokens = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in sources])
+        self._positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+        self._counts = np.repeat(np.asarray([width for _, _, width in sources], np.int32), lengths)
+        self._outputs = np.ones(count, np.int8)
+        self._sequences = [np.arange(first, first + width, dtype=np.int32) for _, first, width in sources]
         pointer = lib.ctypes.POINTER(lib.ctypes.c_int32)
-        self._pointers = (pointer * count)(*[self._sequences.ctypes.data_as(pointer)] * count)
+        own = [numbers.ctypes.data_as(pointer) for numbers in self._sequences]
+        owners = np.repeat(np.arange(len(sources)), lengths)
+        self._pointers = (pointer * count)(*(own[owner] for owner in owners))
         self.raw: Any = lib.llama_batch(
             n_tokens=count,
             token=self._tokens.ctypes.data_as(pointer),

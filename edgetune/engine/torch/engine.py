@@ -8,7 +8,7 @@ replies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +21,13 @@ from edgetune.engine.beam_generation import BeamGeneration
 from edgetune.engine.choices import as_candidates
 from edgetune.engine.constraints import Constraints, not_honoured
 from edgetune.engine.generation import LlamaGeneration
+from edgetune.engine.in_step import run_in_batches
 from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.torch.adapters import AdapterSet, PeftAdapters
+from edgetune.engine.torch.group import PADDED, Group, Text
 from edgetune.engine.torch.loading import (
     Dtype,
     choose_device,
@@ -38,24 +40,9 @@ from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.languages import find_language
 
 _DEFAULT_CONTEXT = 2048
+_MOST_ROWS, _MOST_TOKENS = 64, 4096
+"""Of a batch: texts, counting each beam, and tokens of the sources."""
 _SIZES = ("max_position_embeddings", "n_positions", "max_source_positions")
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """One text, or several beams of it, in the engine."""
-
-    source: list[int]
-    """Of an encoder-decoder, what is encoded; of a decoder, nothing."""
-    start: list[int]
-    """What the decoder begins with: the start token, or the prompt."""
-    adapters: AdapterSet
-    constraints: Constraints
-    max_new: int
-    ids: list[int] = field(default_factory=list)
-    """The decoder's tokens that were evaluated."""
-    encoded: Any = None
-    cache: Any = None
 
 
 class TorchEngine:
@@ -69,8 +56,8 @@ class TorchEngine:
         self._adapters: tuple[LoraSpec, ...] = ()
         self._active: AdapterSet = ()
         self._is_quantized = False
-        self._current: _Sequence | None = None
-        self._logits: NDArray[np.float32] | None = None
+        self._current: Text | None = None
+        self._rows: list[NDArray[np.float32]] = []
         self._config: dict[str, Any] = model.config.to_dict()
         self.generation_config: dict[str, Any] = model.generation_config.to_dict()
         """The model's own settings for what it generates."""
@@ -123,7 +110,8 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the model."""
-        self._model = self._current = self._logits = None
+        self._model = self._current = None
+        self._rows = []
         self._peft = PeftAdapters(None)
 
     @property
@@ -206,41 +194,43 @@ class TorchEngine:
         With `beams` by beam search, which samples nothing. `language` is the target language, for models with several.
         """
         self._check_open()
-        sequence = self._begin(ids, prefix, max_tokens, language, adapters)
+        text = self._begin(ids, prefix, max_tokens, language, adapters)
         if beams and beams.num_beams > 1:
             if prefix:
                 raise UsageError("A beam search cannot go on from the beginning of a reply.")
-            return BeamGeneration(self, ids, beams, adapters=sequence, max_new=sequence.max_new, stop=stop)
+            text.rows = beams.num_beams
+            return BeamGeneration(self, ids, beams, slot=text, max_new=text.max_new, stop=stop)
         generation = LlamaGeneration(
             cast(Any, self),
-            self._sampler(sampling, [*sequence.start, *prefix]),
+            self._sampler(sampling, [*text.start, *prefix]),
             list(ids),
-            adapters=cast(Any, sequence.adapters),
+            adapters=cast(Any, text.adapters),
             max_tokens=max_tokens,
             stop=stop,
             prefix=prefix,
             top=top,
         )
-        generation.slot = cast(Any, sequence)
+        generation.slot = cast(Any, text)
         return generation
 
     def run_together(self, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
-        """Advance several replies in turns: (which one, text)."""
-        running = dict(enumerate(generations))
-        while running:
-            for number, generation in list(running.items()):
-                try:
-                    yield number, next(generation)
-                except StopIteration:
-                    del running[number]
+        """Advance several replies: (which one, text). Those of an encoder-decoder share batches where that is exact."""
+        replies = cast("list[LlamaGeneration | BeamGeneration]", list(generations))
+        return run_in_batches(
+            replies,
+            alike=self._kind,
+            limits=lambda shared: (_MOST_TOKENS, self._most_replies(shared)),
+            pads=True,
+            evaluate=self._evaluate_together,
+        )
 
     def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
         """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
-        if self._logits is None or self._current is None:
+        if not self._rows or self._current is None:
             return ()
         sampler = self._sampler(sampling, self._current.ids)
         try:
-            seen = sampler.peek_at(self._logits, top)
+            seen = sampler.peek_at(self._rows[-1], top)
         finally:
             sampler.close()
         return as_candidates(seen, self.tokenizer.piece) if seen else ()
@@ -256,28 +246,32 @@ class TorchEngine:
     def logits(self, ids: Sequence[int], target_ids: Sequence[int] = ()) -> NDArray[np.float32]:
         """Logits after each of a decoder's `ids`, or after each of `target_ids` with `ids` as the source."""
         source, start = (ids, target_ids) if self.is_encoder_decoder else ((), ids)
-        sequence = _Sequence(list(source), list(start), self._active, Constraints(), 0)
-        return np.asarray(self._forward(sequence, [list(start)])[0])
+        text = Text(list(source), list(start), self._active, Constraints(), 0)
+        return np.asarray(self._forward([text], [list(start)])[0])
 
     def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
-        """Evaluate what this reply, the only one, waits for."""
-        (one,) = generations
-        sequence = cast(_Sequence, one.slot)
-        pending = one.pending
-        if not sequence.ids and self.is_encoder_decoder:
+        """Evaluate what these replies wait for."""
+        texts = [cast(Text, one.slot) for one in generations]
+        tokens = [
             # The first time it is the prompt, which is the source here, and what the reply begins with.
-            pending = [*sequence.start, *pending[len(sequence.source) :]]
-        logits = self._forward(sequence, [pending])[0, -1]
-        text = sequence.ids[len(sequence.start) :]
-        self._logits = sequence.constraints.apply(
-            logits, text, start=sequence.start, end_ids=self.tokenizer.eog_ids, max_new=sequence.max_new
-        )
+            [*text.start, *one.pending[len(text.source) :]] if text.source and not text.ids else one.pending
+            for one, text in zip(generations, texts, strict=True)
+        ]
+        logits = self._forward(texts, tokens)[:, -1]
         self._check_output(logits)
+        ends = self.tokenizer.eog_ids
+        self._rows = [
+            text.constraints.apply(
+                row, text.ids[len(text.start) :], start=text.start, end_ids=ends, max_new=text.max_new
+            )
+            for text, row in zip(texts, logits, strict=True)
+        ]
+        for number, one in enumerate(generations):
+            one.row = number
 
     def choose(self, sampler: Sampler, row: int, top: int) -> tuple[int | None, Seen | None]:
-        """The next token after the last evaluation, and with `top` what from."""
-        assert self._logits is not None
-        return sampler.sample_from(self._logits, top)
+        """The next token after output `row` of the last evaluation, and with `top` what from."""
+        return sampler.sample_from(self._rows[row], top)
 
     def build_sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
         """A sampler for a reply whose prompt and text so far are `history`; of a source, penalties see nothing."""
@@ -287,38 +281,42 @@ class TorchEngine:
 
     def release(self, slot: Any) -> None:
         """The reply has ended; what it took is freed."""
-        slot.cache = slot.encoded = None
+        slot.group = None
 
     def is_full(self, *, unsure: int = 0) -> bool:
         """Whether the text can have no further token."""
         return self.cached_tokens + 1 >= self.context_size
 
-    def begin_beams(self, source: Sequence[int], beams: int, adapters: _Sequence) -> NDArray[np.float32]:
-        """Evaluate what every beam begins with; logits of the first token, (1, vocabulary)."""
-        return self._forward(adapters, [adapters.start] * beams)[:1, -1]
+    def evaluate_beams(self, generations: Sequence[BeamGeneration]) -> None:
+        """Evaluate what these searches wait for."""
+        texts = [cast(Text, one.slot) for one in generations]
+        if texts[0].group is None:
+            tokens = [text.start for text in texts for _ in range(text.rows)]
+        else:
+            firsts = np.cumsum([0, *(text.rows for text in texts)])
+            parents = [
+                int(first) + parent for one, first in zip(generations, firsts, strict=False) for parent in one.parents
+            ]
+            self._group_of(texts).reorder(parents)
+            tokens = [[token] for one in generations for token in one.tokens]
+        logits = self._forward(texts, tokens)[:, -1]
+        self._check_output(logits)
+        first = 0
+        for one, text in zip(generations, texts, strict=True):
+            one.logits = logits[first : first + (text.rows if one.parents else 1)]
+            first += text.rows
 
-    def advance_beams(self, parents: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Take every beam one token further; logits of the next, (beams, vocabulary)."""
-        import torch
-
-        sequence = self._current
-        assert sequence is not None
-        sequence.cache.reorder_cache(torch.tensor(list(parents), device=self._model.device))
-        return self._forward(sequence, [[token] for token in tokens])[:, -1]
-
-    def log_probs(
-        self, logits: NDArray[np.float32], texts: Sequence[Sequence[int]], *, max_new: int
-    ) -> NDArray[np.float32]:
+    def log_probs(self, generation: BeamGeneration, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Log-probabilities under the model's own demands on each of `texts`."""
-        sequence = self._current
-        assert sequence is not None
-        scores = log_softmax(logits)
-        if sequence.constraints.demands_nothing:
+        text = cast(Text, generation.slot)
+        assert generation.logits is not None
+        scores = log_softmax(generation.logits)
+        if text.constraints.demands_nothing:
             return scores
-        demand, ends = sequence.constraints, self.tokenizer.eog_ids
-        rows = zip(scores, texts, strict=True)
+        demand, ends = text.constraints, self.tokenizer.eog_ids
+        rows = zip(scores, texts, strict=False)  # before the first token all beams are one
         return np.stack(
-            [demand.apply(row, text, start=sequence.start, end_ids=ends, max_new=max_new) for row, text in rows]
+            [demand.apply(row, said, start=text.start, end_ids=ends, max_new=text.max_new) for row, said in rows]
         )
 
     def _begin(
@@ -328,7 +326,7 @@ class TorchEngine:
         max_tokens: int,
         language: str,
         adapters: Sequence[LoraSpec] | None,
-    ) -> _Sequence:
+    ) -> Text:
         active = self._active if adapters is None else self._load_adapters(adapters)
         constraints = Constraints.from_config(self.generation_config)
         start = list(ids)
@@ -343,7 +341,7 @@ class TorchEngine:
         room = self.context_size - len(start) - len(prefix)
         max_new = room if max_tokens < 0 else min(room, max_tokens)
         source = list(ids) if self.is_encoder_decoder else []
-        return _Sequence(source, start, active, constraints, max_new)
+        return Text(source, start, active, constraints, max_new)
 
     def _language(self, wanted: str) -> tuple[int, bool]:
         """The code of a target language, and whether it is the first token of the text, after the start token."""
@@ -362,43 +360,40 @@ class TorchEngine:
             hint="Set decoder_start_token_id in its generation_config.json.",
         )
 
-    def _forward(self, sequence: _Sequence, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Evaluate more tokens of every row; logits after each, (rows, tokens, vocabulary)."""
-        import torch
+    def _kind(self, reply: LlamaGeneration | BeamGeneration) -> tuple[AdapterSet, int, int]:
+        """What replies in one batch have in common: adapters, beams, and the length of what they begin with."""
+        text = cast(Text, reply.slot)
+        begin = 0 if isinstance(reply, BeamGeneration) else len(reply.pending) - len(text.source)
+        return text.adapters, text.rows, begin
 
+    def _most_replies(self, alike: Sequence[LlamaGeneration | BeamGeneration]) -> int:
+        """How many replies may be in one batch, each then what it would be alone."""
+        # int8 rounds activations by the largest one in the batch.
+        is_exact = self.is_encoder_decoder and self.model_type in PADDED and self._dtype != "int8"
+        return max(1, _MOST_ROWS // cast(Text, alike[0].slot).rows) if is_exact else 1
+
+    def _evaluate_together(self, replies: Sequence[LlamaGeneration | BeamGeneration]) -> None:
+        searches = [one for one in replies if isinstance(one, BeamGeneration)]
+        if searches:
+            self.evaluate_beams(searches)
+        if others := [one for one in replies if isinstance(one, LlamaGeneration)]:
+            self.evaluate(others)
+
+    def _forward(self, texts: Sequence[Text], tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Evaluate more tokens of every row of `texts`; logits after each, (rows, tokens, vocabulary)."""
         self._check_open()
-        self._peft.apply(sequence.adapters)
-        device = self._model.device
-        tokens = torch.tensor([list(row) for row in rows], device=device)
-        with torch.inference_mode():
-            if not self.is_encoder_decoder:
-                output = self._model(input_ids=tokens, past_key_values=sequence.cache, use_cache=True)
-            else:
-                if sequence.encoded is None:
-                    sequence.encoded = self._encode(sequence.source, len(rows))
-                encoded, mask = sequence.encoded
-                output = self._model(
-                    encoder_outputs=encoded,
-                    attention_mask=mask,
-                    decoder_input_ids=tokens,
-                    past_key_values=sequence.cache,
-                    use_cache=True,
-                )
-            logits: NDArray[np.float32] = output.logits.float().cpu().numpy()
-        sequence.cache = output.past_key_values
-        sequence.ids += rows[0]
-        self._current = sequence
+        self._peft.apply(texts[0].adapters)
+        logits = self._group_of(texts).forward(tokens)
+        self._current = texts[-1]
         return logits
 
-    def _encode(self, source: Sequence[int], rows: int) -> tuple[Any, Any]:
-        """The encoder's output for `source`, for so many rows, and its mask."""
-        import torch
-        from transformers.modeling_outputs import BaseModelOutput
-
-        ids = torch.tensor([list(source)], device=self._model.device)
-        mask = torch.ones_like(ids)
-        states = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return BaseModelOutput(last_hidden_state=states.expand(rows, -1, -1)), mask.expand(rows, -1)
+    def _group_of(self, texts: Sequence[Text]) -> Group:
+        """The group that `texts` are in, without the others of it; a new one at the first evaluation."""
+        group = texts[0].group
+        if group is not None:
+            return group.narrowed(texts)
+        pad_id = self._config.get("pad_token_id")
+        return Group(self._model, texts, pad_id=pad_id if isinstance(pad_id, int) else 0)
 
     def _sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
         return Sampler(
