@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from edgetune.explain.gguf_run import explain_gguf
 from edgetune.explain.html import page
 from edgetune.explain.page import Explanation
 from edgetune.explain.words import percent, visible
-from edgetune.export import export_adapter
+from edgetune.export import export_adapter, export_base
 from tests.adapters import write_adapter
-from tests.checkpoints import DECODERS, randomize
+from tests.checkpoints import DECODERS, randomize, write_checkpoint
 from tests.ggufs import base_gguf, checkpoint
 
 PROMPT = "The quick brown fox jumps over the lazy dog and 42 cats"
@@ -54,11 +55,49 @@ def test_every_block_says_in_llama_cpp_what_it_says_in_torch(family: str) -> Non
     assert not torch.notes
     compare(ours, torch)
     mine, other = ours.anatomy.stacks[0], torch.anatomy.stacks[0]
-    for name in ("layers", "hidden_size", "heads", "kv_heads", "head_size", "positions"):
+    for name in ("layers", "hidden_size", "heads", "kv_heads", "head_size", "positions", "window"):
         assert getattr(mine, name) == getattr(other, name), name
     assert ours.anatomy.tied == torch.anatomy.tied
-    if mine.rope and other.rope and not DECODERS[family][1].get("rope_parameters"):
-        assert mine.rope.wavelengths == pytest.approx(other.rope.wavelengths, rel=1e-4)
+    assert (mine.rope is None) == (other.rope is None)
+    if mine.rope and other.rope:
+        for name in ("base", "scaling", "window_base"):
+            assert getattr(mine.rope, name) == getattr(other.rope, name), name
+        if family != "gemma3":  # Both of its blocks have a window: torch has no other table.
+            assert mine.rope.wavelengths == pytest.approx(other.rope.wavelengths, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"rope_type": "linear", "factor": 4.0}),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "short_factor": [1 + 0.02 * pair for pair in range(16)],
+                "long_factor": [1.5 + 0.1 * pair for pair in range(16)],
+            },
+        ),
+        ("phi3", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+    ],
+)
+def test_positions_turn_as_the_models_own_table_says(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"rope_parameters": {"rope_theta": 10000.0, **settings}, "max_position_embeddings": 512}
+    if settings["rope_type"] == "longrope":
+        changes["original_max_position_embeddings"] = 256
+    source = write_checkpoint(tmp_path / family, family, overrides=changes)
+    export_base(source, tmp_path / "model.gguf", outtype="f32")
+    ours = explain_gguf(tmp_path / "model.gguf", PROMPT, sampling=GREEDY, steps=1)
+    torch = explain_checkpoint(source, PROMPT, sampling=GREEDY, steps=1)
+    compare(ours, torch)
+    mine, other = ours.anatomy.stacks[0].rope, torch.anatomy.stacks[0].rope
+    assert mine is not None
+    assert other is not None
+    assert mine.dimensions == other.dimensions
+    assert mine.wavelengths == pytest.approx(other.wavelengths, rel=1e-4)
+    assert mine.angles == pytest.approx(other.angles, abs=0.1)
+    assert bool(ours.notes) == (settings["rope_type"] == "longrope")
 
 
 def test_base_and_adapter_side_by_side(tmp_path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
+from edgetune.explain.page import Anatomy, ModelKind, Part, Stack
+from edgetune.explain.rope import read_rope
 from edgetune.gguf_header import GgufHeader, TensorInfo, gguf_from_header, read_gguf_header
-from edgetune.gguf_tensors import GgufTensors
 from edgetune.head import read_head
 
 KINDS: dict[str, ModelKind] = {
@@ -104,7 +103,8 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
     hidden = header.number("embedding_length") or 0
     head_size = header.number("attention.key_length") or hidden // heads
     here = {part.name.split(".")[0] for part in before} | {p.name.split(".")[0] for ps in blocks.values() for p in ps}
-    rope = None if here & {"position_embd", "attn_rel_b"} else _rope(header, head_size, positions)
+    rotates = not here & {"position_embd", "attn_rel_b"}
+    rope = read_rope(header, head_size, positions=positions) if rotates else None
     return Stack(
         name=name,
         layers=len(blocks),
@@ -117,6 +117,7 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
         blocks=tuple(tuple(sorted(blocks[index], key=_place)) for index in sorted(blocks)),
         head=tuple(sorted(after, key=_place)) if not (kind == "encoder-decoder" and name == "encoder") else (),
         rope=rope,
+        window=header.number("attention.sliding_window") or 0,
     )
 
 
@@ -165,39 +166,3 @@ def _adapter_ranks(adapters: Sequence[Path]) -> dict[str, list[int]]:
             if tensor.name.endswith(".lora_a"):
                 ranks.setdefault(tensor.name.removesuffix(".lora_a"), []).append(tensor.shape[-1])
     return ranks
-
-
-def _rope(header: GgufHeader, head_size: int, positions: int) -> Rope:
-    dimensions = header.number("rope.dimension_count") or head_size
-    key = f"{header.architecture}.rope."
-    base = header.metadata.get(f"{key}freq_base", 10000.0)
-    scaling = str(header.metadata.get(f"{key}scaling.type", "")).replace("none", "")
-    factor = header.metadata.get(f"{key}scaling.factor", 1.0)
-    tensors = GgufTensors(header)
-    factors = tensors.read("rope_freqs.weight").tolist() if "rope_freqs.weight" in tensors else []
-    theta = float(base) if isinstance(base, int | float) else 10000.0
-    stretch = float(factor) if scaling == "linear" and isinstance(factor, int | float) else 1.0
-    return rope_turns(
-        dimensions, theta, scaling=scaling, stretch=stretch, factors=factors, position=max(positions - 1, 0)
-    )
-
-
-def rope_turns(
-    dimensions: int,
-    base: float,
-    *,
-    scaling: str = "",
-    stretch: float = 1.0,
-    factors: Sequence[float] = (),
-    position: int = 0,
-) -> Rope:
-    """How fast each pair of `dimensions` turns (Su et al., 2021), and where it stands at `position`."""
-    speeds = [base ** (-2 * pair / dimensions) / stretch for pair in range(dimensions // 2)]
-    speeds = [speed / factors[pair] if pair < len(factors) else speed for pair, speed in enumerate(speeds)]
-    return Rope(
-        dimensions=dimensions,
-        base=base,
-        scaling=scaling,
-        wavelengths=tuple(2 * math.pi / speed for speed in speeds),
-        angles=tuple(math.degrees(speed * position) % 360 for speed in speeds),
-    )

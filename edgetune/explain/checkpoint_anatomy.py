@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgetune.explain.anatomy import rope_turns
 from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
+from edgetune.explain.rope import build_rope
 
 _ROLES = (
     (r"(EncDecAttention|encoder_attn|crossattention).*?(q_proj|\bq\b|query)", "cross attention: queries"),
@@ -103,7 +103,7 @@ def _stack(model: Any, side: str, name: str, config: Any, positions: int) -> Sta
     heads = number(f"{side}_attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
     hidden = number("hidden_size", "d_model", "n_embd", "dim")
     head_size = number("head_dim", "d_kv") or (hidden // heads if heads else 0)
-    rope = _rope(text, head_size, positions)
+    rope = _rope(module, text, positions) if module is not None else None
     has_positions = any(re.search(r"position\w*embed|embed_positions|\bwpe\b", n) for n, _ in model.named_modules())
     relative = any("relative_attention_bias" in part.name for block in blocks for part in block)
     return Stack(
@@ -117,6 +117,7 @@ def _stack(model: Any, side: str, name: str, config: Any, positions: int) -> Sta
         embedding=(),
         blocks=blocks,
         rope=rope,
+        window=_window(text),
     )
 
 
@@ -177,16 +178,30 @@ def _plain_parameters(model: Any) -> Iterator[tuple[str, Any]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if "lora_" not in name)
 
 
-def _rope(config: Any, head_size: int, positions: int) -> Rope | None:
-    settings = getattr(config, "rope_parameters", None) or {}
-    if isinstance(next(iter(settings.values()), None), dict):
-        settings = settings.get("full_attention") or next(iter(settings.values()))
-    base = settings.get("rope_theta") or getattr(config, "rope_theta", None)
-    if not base:
+def _rope(model: Any, config: Any, positions: int) -> Rope | None:
+    """What the model's own table of speeds says; of several that of the blocks that see everything."""
+    tables = {name: table for name, table in model.named_buffers() if name.endswith("inv_freq")}
+    if not tables:
         return None
-    share = settings.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    kind = str(settings.get("rope_type", "default")).replace("default", "")
-    stretch = float(settings.get("factor", 1.0)) if kind == "linear" else 1.0
-    return rope_turns(
-        int(head_size * share), float(base), scaling=kind, stretch=stretch, position=max(positions - 1, 0)
+    whole = [name for name in tables if "sliding" not in name] or list(tables)
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = settings if isinstance(next(iter(settings.values()), None), dict) else {"full_attention": settings}
+    bases = {kind: float(values.get("rope_theta") or 10000.0) for kind, values in kinds.items()}
+    base = next(iter(bases.values())) if "full_attention" not in bases else bases["full_attention"]
+    scaling = str((kinds.get("full_attention") or {}).get("rope_type", "default")).replace("default", "")
+    return build_rope(
+        tables[whole[0]].float().tolist(),
+        base,
+        scaling=scaling,
+        positions=positions,
+        window_base=bases.get("sliding_attention", 0.0),
+    )
+
+
+def _window(config: Any) -> int:
+    """Tokens that blocks with a sliding window look at; 0 where there are none."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    slides = "sliding_attention" in kinds and getattr(config, "use_sliding_window", True)
+    return (
+        int(getattr(config, "sliding_window", None) or getattr(config, "local_attention", None) or 0) if slides else 0
     )

@@ -70,6 +70,11 @@ def explain_gguf(
         told = Told(rendered, len(ids))
         told.runs = _follow_decoder(path, ids, adapters, sampling, steps, told.notes, **options)  # type: ignore[arg-type]
     anatomy = read_anatomy(path, positions=told.positions, adapters=[spec.path for spec in adapters])
+    if any(stack.rope is not None and stack.rope.scaling == "longrope" for stack in anatomy.stacks):
+        told.notes.append(
+            "This model turns positions by other factors (LongRoPE) in a context longer than it was first trained for, "
+            "as chat may open; here are those of a short one."
+        )
     return Explanation(
         anatomy=replace(anatomy, kind=kind),
         engine="llama.cpp",

@@ -47,6 +47,8 @@ class Rope:
     """For every pair: tokens until it has turned once around."""
     angles: tuple[float, ...] = ()
     """For every pair: degrees it is turned by at the prompt's last position, 0 to 360."""
+    window_base: float = 0.0
+    """The base in blocks with a sliding window, where it is another; else 0."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Stack:
     head: tuple[Part, ...] = ()
     """Everything after the last block."""
     rope: Rope | None = None
+    window: int = 0
+    """Tokens that blocks with a sliding window look at; 0 where every block looks at all of them."""
 
 
 @dataclass(frozen=True)
