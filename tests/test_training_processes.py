@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from edgetune.cli.main import run as edgetune
-from edgetune.training.processes import World, join_processes
+from edgetune.training.processes import World, join_processes, launcher_splits
 from tests.checkpoints import write_checkpoint
 from tests.task_models import write_rows
 
@@ -33,12 +35,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["train", "-m", str(base), "-d", str(data), *flags]
 
 
-def launch(words: list[str], *, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(
+    words: list[str], *, processes: int = 2, program: Sequence[str] = ("-m", "edgetune")
+) -> subprocess.CompletedProcess[str]:
     """`words` under torchrun, on this machine alone."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "-m", "edgetune", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, *launcher, *program, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
 
 
 def losses(run_dir: Path, split: str) -> list[float]:
@@ -76,12 +80,7 @@ def test_a_run_of_two_processes_is_finished_by_one(words: list[str], tmp_path: P
     words = [*words, "--steps", "6", "--save-every", "2", "--dropout", "0.1"]
     assert launch([*words, "-o", str(tmp_path / "run")]).returncode == 0
     before = losses(tmp_path / "run", "train")
-    # What a kill after step 4 leaves.
-    import shutil
-
-    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    record = json.loads((tmp_path / "run" / "edgetune.json").read_text())
-    (tmp_path / "run" / "edgetune.json").write_text(json.dumps({**record, "finished": False}))
+    unfinish(tmp_path / "run", "checkpoint-6")
     shutil.copytree(tmp_path / "run", tmp_path / "again")
 
     assert launch(["train", "--resume", str(tmp_path / "run")]).returncode == 0
@@ -89,6 +88,85 @@ def test_a_run_of_two_processes_is_finished_by_one(words: list[str], tmp_path: P
     assert edgetune(["train", "--resume", str(tmp_path / "again")]) == 0
     assert losses(tmp_path / "again", "train")[:4] == before[:4]
     assert len(losses(tmp_path / "again", "train")) == 6
+
+
+PROGRAM = """
+import json, sys
+import torch
+from edgetune.cli.main import run
+from edgetune.training import assembly
+
+split = assembly.split_layers
+
+def held(adapted):
+    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in adapted.parameters())
+
+def counted(adapted, device):
+    whole = held(adapted)
+    split(adapted, device)
+    with open(f"{sys.argv[1]}/{torch.distributed.get_rank()}.json", "w") as file:
+        json.dump([whole, held(adapted)], file)
+
+assembly.split_layers = counted
+sys.exit(run(sys.argv[2:]))
+"""
+"""edgetune, noting how many numbers of the model each process holds before and after the split."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--batch-size", "2"], id="lora"),
+        pytest.param(["--method", "dora", "--grad-checkpointing", "on"], id="dora", marks=pytest.mark.slow),
+        pytest.param(["--method", "houlsby", "--no-packing"], id="houlsby", marks=pytest.mark.slow),
+    ],
+)
+def test_split_layers_take_the_steps_of_whole_ones(words: list[str], tmp_path: Path, options: list[str]) -> None:
+    # Of eleven rows in twos, the last is one process's alone: the other one keeps it company.
+    words = [*words, "--steps", "6", "--save-every", "2", "--metric", "loss", "--samples", "0", *options]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
+    done = launch([str(tmp_path), *words, "--fsdp", "-o", str(tmp_path / "two")], program=[str(program)])
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "valid"):
+        assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), rel=1e-4)
+    mine, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-4)
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1]
+    for rank in range(2):
+        whole, kept = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert kept < 0.75 * whole
+
+    unfinish(tmp_path / "two", "checkpoint-6")
+    assert edgetune(["train", "--resume", str(tmp_path / "two")]) == 0
+    assert losses(tmp_path / "two", "train") == pytest.approx(losses(tmp_path / "one", "train"), rel=1e-4)
+
+
+def unfinish(run_dir: Path, newest: str) -> None:
+    """What a kill leaves before `newest` was written."""
+    shutil.rmtree(run_dir / newest)
+    record = json.loads((run_dir / "edgetune.json").read_text())
+    (run_dir / "edgetune.json").write_text(json.dumps({**record, "finished": False}))
+
+
+def test_what_cannot_be_split_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.ggufs import base_gguf
+
+    assert edgetune([*words, "--method", "full", "--fsdp", "-o", str(tmp_path / "run")]) != 0
+    assert "--method full leaves none" in capsys.readouterr().err
+    gguf = [*words[:1], "-m", str(base_gguf()), *words[3:]]
+    assert edgetune([*gguf, "--fsdp", "-o", str(tmp_path / "run")]) != 0
+    assert "keeps its weights in blocks" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert not launcher_splits()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launcher_splits()
 
 
 def test_a_wrong_flag_ends_all_processes(words: list[str], tmp_path: Path) -> None:

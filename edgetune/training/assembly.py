@@ -14,6 +14,7 @@ from edgetune.training.methods.base import Method
 from edgetune.training.prepare import Plan, Prepared
 from edgetune.training.settings import TrainSettings
 from edgetune.training.speed import speed_up
+from edgetune.training.split import split_layers
 
 if TYPE_CHECKING:
     import torch
@@ -32,16 +33,24 @@ class Assembled:
     dtype: torch.dtype
 
 
-def assemble(settings: TrainSettings, prepared: Prepared, planned: Plan, *, sink: Sink) -> Assembled:
-    """Load the base and put on it what is trained; the same for the same seed. Raises what the method raises."""
+def assemble(
+    settings: TrainSettings, prepared: Prepared, planned: Plan, *, split: bool = False, sink: Sink
+) -> Assembled:
+    """Load the base and put on it what is trained; the same for the same seed. Raises what the method raises.
+
+    `split`: this process keeps its share of the layers only.
+    """
     import torch
 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     method, task = find_method(settings.method), prepared.task
     torch.manual_seed(settings.seed)  # for heads that the base has no weights for
-    model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=device)
+    place = torch.device("cpu") if split else device  # the whole of it may not fit where a share does
+    model = method.load_base(prepared.model_dir, prepared.config, task, dtype=dtype, device=place)
     adapted = method.attach(model, settings, prepared.model_dir, task, sink=sink)
+    if split:
+        split_layers(adapted, device)
     layout = speed_up(
         adapted,
         settings,

@@ -162,9 +162,13 @@ class Loop:
                 batches = self.layout.batches(parts) if parts else []
                 # Once a step: how sequences are laid out does not change it.
                 denominator = denominator or self.world.sum(sum(batch.denominator for batch in batches))[0]
-                return batches, self._backward(batches, denominator)
+                missing = self.world.most(len(batches)) - len(batches) if self.world.splits else 0
+                loss = self._backward(batches, denominator)
+                self._keep_company(missing)
+                return batches, loss
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not (smaller := self.layout.shrink()):
+                # Processes that hold shares of the layers are in the middle of the pass: it cannot be tried again.
+                if not is_out_of_memory(error) or self.world.splits or not (smaller := self.layout.shrink()):
                     raise
             # Out here the failed pass's tensors are no longer held by the error's traceback.
             self.optimizer.zero_grad(set_to_none=True)
@@ -180,6 +184,14 @@ class Loop:
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
+
+    def _keep_company(self, passes: int) -> None:
+        """Take `passes` that do not count, for processes that need this one's share of the layers for theirs."""
+        for _ in range(passes):
+            (batch,) = self.layout.batches([[self.train[0]]])
+            with self.autocast():
+                loss = self.task.summed_loss(self.adapted, batch) * 0.0
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What the model computes in: with a bf16 base, the f32 adapter multiplies in bf16 as well."""
@@ -216,7 +228,7 @@ class Loop:
     def evaluate(self, name: str) -> Evaluation | None:
         """Measure the validation rows and note it as `name`; keeps the adapter when it is the best so far."""
         rows = chosen_rows(self.valid, self.task.most_eval_rows)
-        if not rows or not self.world.leads:
+        if not rows or not self.world.measures:
             return None
         found = evaluate(
             self.task,
@@ -226,7 +238,7 @@ class Loop:
             batches=lambda part: self.layout.batches([part]),
             autocast=self.autocast(),
             sink=self.sink,
-            should_stop=self.should_stop if name == "valid_before" else lambda: False,
+            should_stop=self.should_stop if name == "valid_before" and not self.world.splits else lambda: False,
         )
         if found is None:
             return None
@@ -246,7 +258,8 @@ class Loop:
         more_is_better = self.task.metrics.get(metric, False)
         if not position.best or (value > before if more_is_better else value < before):
             position.best, position.stale = {"step": position.step, "value": value}, 0
-            self.keep_best(position)
+            if self.world.leads:
+                self.keep_best(position)
         else:
             position.stale += 1
 

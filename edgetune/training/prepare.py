@@ -24,8 +24,10 @@ from edgetune.training.loss import prompt_length
 from edgetune.training.memory import HEADROOM, Memory, estimate
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
+from edgetune.training.processes import launcher_splits, world_size
 from edgetune.training.settings import TrainSettings
 from edgetune.training.speed import row_capacity
+from edgetune.training.split import check_splittable, layers_share
 from edgetune.training.tasks import Task, find_task
 from edgetune.training.tasks.choose import choose_task
 
@@ -133,6 +135,9 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     frozen_bytes = (
         prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
     )
+    if settings.fsdp or launcher_splits():
+        check_splittable(adapted, prepared.model_dir, settings.method)
+        frozen_bytes -= int(frozen_bytes * layers_share(adapted) * (1 - 1 / world_size()))
     fuse_lora(adapted)
 
     def step_memory(checkpointing: bool) -> Memory | None:

@@ -1,8 +1,8 @@
 """Several processes that train one adapter together, as `torchrun` and `accelerate launch` start them.
 
-Each holds the whole model and takes its share of every step's sequences; gradients and denominators are summed over all
-of them, so that a step is the same step however many there are. The first process leads: it alone writes, measures and
-tells. Nothing here splits a model that does not fit: that is not done. Imports torch only where there are several.
+Each takes its share of every step's sequences; gradients and denominators are summed over all of them, so that a step
+is the same step however many there are. The first process leads: it alone writes, measures and tells. Each holds the
+whole model, or a share of its layers (`split`). Imports torch only where there are several.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def local_size() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)) if world_size() > 1 else 1
 
 
+def launcher_splits() -> bool:
+    """Whether accelerate was told to split the model."""
+    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+
+
 @dataclass(frozen=True)
 class World:
     """All processes of a run; by default this one alone."""
@@ -51,11 +56,18 @@ class World:
     size: int = 1
     device: Any = None
     """Where numbers are when they are sent."""
+    splits: bool = False
+    """Whether each holds a share of the layers only: then all run the model together, or none does."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes and tells."""
         return self.rank == 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether this process runs the model where that is measured, be it for the others' sake."""
+        return self.leads or self.splits
 
     def share(self, parts: Sequence[Sequence[Any]], *, divisible: bool) -> list[Sequence[Any]]:
         """This process's sequences of a step's `parts`; whole parts where a part's sequences look at each other."""
@@ -79,6 +91,11 @@ class World:
     def any(self, holds: bool) -> bool:
         """Whether it holds in any process."""
         return self.sum(float(holds))[0] > 0
+
+    def most(self, count: int) -> int:
+        """The largest `count` of all processes."""
+        mine = [float(count) if rank == self.rank else 0.0 for rank in range(self.size)]
+        return int(max(self.sum(*mine)))
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Sum every parameter's gradient; one that no process has stays None."""
@@ -136,14 +153,25 @@ class World:
         try:
             call(*args, **options)
         except RuntimeError as error:
-            raise EdgetuneError(
-                "Another process of this run stopped, or cannot be reached.", hint="Its own message says why."
-            ) from error
+            raise process_lost() from error
+
+
+def process_lost() -> EdgetuneError:
+    """What there is to say when the others do not answer."""
+    return EdgetuneError("Another process of this run stopped, or cannot be reached.", hint="Its own message says why.")
+
+
+def is_process_lost(error: BaseException) -> bool:
+    """Whether torch failed at exchanging numbers with other processes."""
+    return world_size() > 1 and any(name in str(error) for name in ("gloo", "NCCL", "onnection closed by peer"))
 
 
 @contextmanager
-def join_processes(wanted_device: str) -> Iterator[World]:
-    """Meet the other processes that the launcher started, until the block ends; alone where there are none."""
+def join_processes(wanted_device: str, *, split: bool = False) -> Iterator[World]:
+    """Meet the other processes that the launcher started, until the block ends; alone where there are none.
+
+    `split`: each is to hold a share of the layers only; `accelerate launch --use_fsdp` says so too.
+    """
     if world_size() == 1:
         yield World()
         return
@@ -164,7 +192,9 @@ def join_processes(wanted_device: str) -> Iterator[World]:
         ) from error
     try:
         on = device if device.type == "cuda" else torch.device("cpu")
-        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), on)
+        yield World(
+            torch.distributed.get_rank(), torch.distributed.get_world_size(), on, splits=split or launcher_splits()
+        )
     finally:
         torch.distributed.destroy_process_group()
 

@@ -46,7 +46,7 @@ from edgetune.training.loop import Loop
 from edgetune.training.methods.base import Method
 from edgetune.training.metrics_log import MetricsLog, without_metrics
 from edgetune.training.prepare import Plan, Prepared, plan, prepare
-from edgetune.training.processes import World, join_processes
+from edgetune.training.processes import World, is_process_lost, join_processes, process_lost
 from edgetune.training.report import Told, write_predictions, write_report
 from edgetune.training.reporters import check_reporters, report_to
 from edgetune.training.samples import take_samples
@@ -60,7 +60,7 @@ def train(settings: TrainSettings, *, sink: Sink = ignore) -> Run:
     Raises `InterruptedRun` when stopped (the checkpoint is saved), `ResourceError` when memory does not suffice, and
     what `prepare` raises.
     """
-    with join_processes(settings.device) as world:
+    with join_processes(settings.device, split=settings.fsdp) as world:
         return _train(settings, sink if world.leads else ignore, world)
 
 
@@ -104,8 +104,11 @@ def resume(run_dir: Path, *, settings: TrainSettings | None = None, sink: Sink =
     `settings` are what the caller thinks the run's settings are; `UsageError` names where they, or the data, are not
     what they were, `MismatchError` where the base is not.
     """
-    device = settings.device if settings is not None else Run.load(run_dir).settings["device"]
-    with join_processes(device) as world, only_process(run_dir) if world.leads else nullcontext():
+    known = settings or TrainSettings.from_record(Run.load(run_dir).settings)
+    with (
+        join_processes(known.device, split=known.fsdp) as world,
+        only_process(run_dir) if world.leads else nullcontext(),
+    ):
         return _resume(run_dir, settings, sink if world.leads else ignore, world)
 
 
@@ -206,7 +209,7 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
 def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, sink: Sink, world: World) -> Run:
     task = prepared.task
     try:
-        parts = assemble(settings, prepared, planned, sink=sink)
+        parts = assemble(settings, prepared, planned, split=world.splits, sink=sink)
         method, adapted, optimizer = parts.method, parts.adapted, parts.optimizer
         position = _restore(run.path, method, adapted, optimizer, sink)
         _start_together(adapted, position, run.path, world)
@@ -237,6 +240,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
             if not world.leads:
                 if not finished:
                     raise _interrupted(run, loop)
+                if world.splits:
+                    _final(run, loop, method, sink)
                 return run
             told = Told(prepared, describe_machine(parts.device, parts.dtype, processes=world.size))
             if not finished:
@@ -249,6 +254,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(settings, prepared) from error
+        if is_process_lost(error):
+            raise process_lost() from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -273,7 +280,7 @@ def _sample(run: Run, loop: Loop, when: Literal["before", "after"], found: Evalu
         model=loop.adapted,
         rows=loop.valid,
         found=found,
-        count=loop.settings.samples,
+        count=0 if loop.world.splits else loop.settings.samples,
         autocast=loop.autocast(),
         sink=without_metrics(loop.sink),
     )

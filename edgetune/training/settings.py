@@ -92,6 +92,8 @@ class TrainSettings:
     grad_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations instead of keeping them: less memory, a third slower; auto: where memory would not suffice.
     Without a value: on."""
+    fsdp: bool = False
+    """Several processes: each holds a share of the frozen layers and fetches the rest to run them (FSDP)."""
     chat_template: str = ""
     """A Jinja file to use as the chat template, for a model that has none; kept with the adapter."""
     seed: int = 0
