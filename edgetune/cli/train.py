@@ -264,6 +264,8 @@ def show_plan(settings: TrainSettings, *, as_json: bool) -> None:
             f"{name}: {split.rows:,} rows, {len(split.sequences):,} sequences, {split.tokens:,} tokens, "
             f"{split.learned_tokens:,} of them learned{cut}{dropped}"
         )
+    for part in prepared.mix.record():
+        say("{data}: weight {weight:g}, {in_an_epoch:,} of its {sequences:,} sequences an epoch".format(**part))
     say(f"task {prepared.task.name}, method {settings.method}; {_chosen_text(settings)}")
     trainable, every = planned.trainable_parameters, planned.all_parameters
     say(f"adapter: {trainable:,} of {every:,} parameters are trained ({trainable / every:.2%})")

@@ -32,7 +32,7 @@ LEAST_ROWS = 1000
 KEPT = 8
 """Data sets that are kept."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cached_tokenize(
@@ -94,6 +94,7 @@ def _write(directory: Path, splits: Mapping[str, Split[Tokenized]], notices: Seq
             np.save(partial / f"{name}.learned.npy", learned)
             lengths = np.array([len(sequence.ids) for sequence in split.sequences], dtype=np.int64)
             np.save(partial / f"{name}.lengths.npy", lengths)
+            np.save(partial / f"{name}.rows.npy", np.array(split.rows_of, dtype=np.int64))
         counts = {name: [split.rows, split.truncated, split.dropped] for name, split in splits.items()}
         (partial / "splits.json").write_text(json.dumps({"counts": counts, "notices": notices}), encoding="utf-8")
     kept = sorted(directory.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
@@ -113,11 +114,11 @@ def _read(directory: Path) -> tuple[dict[str, Split[Tokenized]], list[tuple[str,
 
 def _read_split(directory: Path, name: str, rows: int, truncated: int, dropped: int) -> Split[Tokenized]:
     arrays: list[Any] = [
-        np.load(directory / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "learned", "lengths")
+        np.load(directory / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "learned", "lengths", "rows")
     ]
-    ids, learned, lengths = arrays
+    ids, learned, lengths, rows_of = arrays
     ends = np.cumsum(lengths).tolist()
-    if not ends or not (ends[-1] == len(ids) == len(learned)):
+    if not ends or not (ends[-1] == len(ids) == len(learned) and len(rows_of) == len(ends)):
         raise ValueError("the arrays do not fit together")
     sequences = [Tokenized(ids[begin:end], learned[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
-    return Split(sequences, rows, truncated, dropped)
+    return Split(sequences, rows, truncated, dropped, rows_of.tolist())

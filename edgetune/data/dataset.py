@@ -92,6 +92,8 @@ class Split(Generic[Made]):
     """Sequences cut at the maximum length."""
     dropped: int = 0
     """Sequences left out because nothing to learn was left of them."""
+    rows_of: Sequence[int] | None = None
+    """For each sequence, the number of its row, from 0; None where the task does not say."""
 
     @property
     def tokens(self) -> int:
@@ -233,6 +235,7 @@ def _tokenize_split(
     name: str, rows: Sequence[tuple[str, Example]], masker: Masker, skipped: Skipped, sink: Sink
 ) -> Split[Tokenized]:
     sequences: list[Tokenized] = []
+    rows_of: list[int] = []
     truncated = dropped = used = 0
     for number, (place, example) in enumerate(rows, 1):
         try:
@@ -247,11 +250,12 @@ def _tokenize_split(
             # A token can only be learned where another one comes before it.
             if sequence.learned[1:].any():
                 sequences.append(sequence)
+                rows_of.append(number - 1)
             else:
                 dropped += 1
         if number % 500 == 0 or number == len(rows):
             sink(Progress("tokenize", number, len(rows), "rows", name))
-    return Split(sequences, used, truncated, dropped)
+    return Split(sequences, used, truncated, dropped, rows_of)
 
 
 class _Known(Protocol):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetune.data import Tokenized
 
@@ -55,10 +56,13 @@ class Batch:
         return self.learned_tokens
 
 
-def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of every sequence once, in batches of `batch_size` (the last one may be smaller), shuffled."""
+def epoch_batches(
+    lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int, chosen: NDArray[np.int64] | None = None
+) -> list[list[int]]:
+    """Indices of every sequence once, or `chosen` ones, in shuffled batches of `batch_size` or fewer."""
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
+    chosen = np.arange(len(lengths)) if chosen is None else chosen
+    order = chosen[random.permutation(len(chosen))]
     stretch = batch_size * _BATCHES_SORTED_TOGETHER
     batches: list[list[int]] = []
     for at in range(0, len(order), stretch):

@@ -75,6 +75,7 @@ def find_lr(settings: TrainSettings, *, sink: Sink = ignore) -> LrCurve:
         task=prepared.task,
         optimizer=parts.optimizer,
         train=prepared.train,
+        mix=prepared.mix,
         valid=(),
         settings=settings,
         device=parts.device,

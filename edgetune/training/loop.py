@@ -26,6 +26,7 @@ from edgetune.training.checkpoint import Position
 from edgetune.training.device import is_out_of_memory, memory_bytes, release_memory
 from edgetune.training.evaluate import Evaluation, chosen_rows, evaluate
 from edgetune.training.layout import Layout, Padded
+from edgetune.training.mixing import Mix
 from edgetune.training.processes import World
 from edgetune.training.schedule import Schedule
 from edgetune.training.settings import TrainSettings
@@ -70,13 +71,16 @@ class Loop:
     """The processes that take these steps together."""
     measured_before: Callable[[Evaluation | None], None] = lambda found: None
     """Called with what the model is worth before its first step, in the leading process."""
+    mix: Mix = None  # type: ignore[assignment]
+    """How often each training sequence comes; by default once an epoch."""
     rate: Callable[[int], float] | None = None
     """The learning rate of a step, from 0; by default the settings' schedule."""
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Padded(self.task, self.device, self.settings.batch_size)
         self.layout.settle(self.position.settled)
-        self.steps_per_epoch, self.total = count_steps(len(self.train), self.settings)
+        self.mix = self.mix or Mix.even(len(self.train))
+        self.steps_per_epoch, self.total = count_steps(self.mix.size, self.settings)
         self.rate_of = self.rate or Schedule.of(self.settings, self.total).rate
         self.eval_every = self.settings.eval_every or self.steps_per_epoch
         self.save_every = self.settings.save_every or min(200, max(1, math.ceil(self.total / 10)))
@@ -150,7 +154,8 @@ class Loop:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             lengths = [len(sequence.ids) for sequence in self.train]
-            batches = epoch_batches(lengths, batch_size=self.settings.batch_size, seed=self.settings.seed, epoch=epoch)
+            size, seed, chosen = self.settings.batch_size, self.settings.seed, self.mix.epoch(self.settings.seed, epoch)
+            batches = epoch_batches(lengths, batch_size=size, seed=seed, epoch=epoch, chosen=chosen)
             self._epoch = (epoch, batches)
         return self._epoch[1][place * self.settings.grad_accum : (place + 1) * self.settings.grad_accum]
 

@@ -23,6 +23,7 @@ from edgetune.training.loop import count_steps
 from edgetune.training.loss import prompt_length
 from edgetune.training.memory import HEADROOM, Memory, estimate
 from edgetune.training.methods import find_method
+from edgetune.training.mixing import Mix, mix
 from edgetune.training.model import context_length, text_config
 from edgetune.training.processes import launcher_splits, world_size
 from edgetune.training.settings import TrainSettings
@@ -52,6 +53,8 @@ class Prepared:
     dataset: Dataset
     splits: Mapping[str, Split[Any]]
     max_length: int
+    mix: Mix
+    """How often each training sequence comes in an epoch."""
 
     @property
     def train(self) -> Sequence[TrainingSequence]:
@@ -70,6 +73,7 @@ class Prepared:
             "format": ", ".join(self.dataset.formats),
             "sha256": self.dataset.sha256,
             "max_length": self.max_length,
+            **({"mix": weighted} if (weighted := self.mix.record()) else {}),
             "skipped_rows": len(self.dataset.skipped.problems),
             "splits": {name: split.summary() for name, split in self.splits.items()},
             **self.task.data_record(),
@@ -113,7 +117,8 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
     _check_metric(settings, task, has_valid="valid" in dataset.examples)
     splits = task.tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     _check_vocabulary(splits, text_config(config).vocab_size, model_dir)
-    return Prepared(model_dir, config, tokenizer, template, task, dataset, splits, max_length)
+    mixed = mix(settings.data_weights, dataset, splits["train"])
+    return Prepared(model_dir, config, tokenizer, template, task, dataset, splits, max_length, mixed)
 
 
 def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) -> Plan:
@@ -131,7 +136,7 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
         adapted = method.attach(model, settings, prepared.model_dir, prepared.task, sink=ignore)
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
-    per_epoch, total = count_steps(len(prepared.train), settings)
+    per_epoch, total = count_steps(prepared.mix.size, settings)
     frozen_bytes = (
         prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
     )

@@ -223,6 +223,7 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
                 task=task,
                 optimizer=optimizer,
                 train=prepared.train,
+                mix=prepared.mix,
                 valid=prepared.valid,
                 settings=settings,
                 device=parts.device,

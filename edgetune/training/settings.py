@@ -29,7 +29,8 @@ class TrainSettings:
     model: str = ""
     """Base model: a Hugging Face directory, or a name in the library."""
     data: tuple[str, ...] = ()
-    """Data: a file, several files, or a directory with train/valid/test files."""
+    """Data: a file, several files, or a directory with train/valid/test files; PATH:2 has its rows twice an epoch,
+    PATH:0.5 half of them."""
     out: str = ""
     """Run directory to write; default: runs/BASE-DATA-TIME."""
     task: str = "auto"
@@ -144,10 +145,10 @@ class TrainSettings:
     """KTO: weight of the replies found good."""
     undesirable_weight: float = 1.0
     """KTO: weight of the replies found bad."""
-    save_every: int = 0
-    """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
     report_to: tuple[str, ...] = ()
     """Tools that are told what is measured, where they are installed: tensorboard, wandb, mlflow. Offline."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: ten times a run, and at least every 200 steps."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, 1 or more; the best adapter, where --metric chooses one, is kept besides."""
     skip_bad_rows: bool = False
@@ -157,10 +158,10 @@ class TrainSettings:
         """Raise `UsageError` for a value out of its range."""
         TASKS.check(self.task)
         METHODS.check(self.method)
-        for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
-            self._demand(math.isfinite(getattr(self, name)), name, "a number")
         for reporter in self.report_to:
             REPORTERS.check(reporter)
+        for name in (item.name for item in fields(self) if isinstance(getattr(self, item.name), float)):
+            self._demand(math.isfinite(getattr(self, name)), name, "a number")
         for name in ("batch_size", "grad_accum", "rank", "bottleneck", "prompt_tokens", "keep_checkpoints"):
             self._demand(getattr(self, name) >= 1, name, "at least 1")
         for name in (
@@ -182,6 +183,11 @@ class TrainSettings:
         ):
             self._demand(getattr(self, name) >= 0, name, "0 or more")
         self._demand(self.seed < 1 << 63, "seed", "less than 2^63")
+        if len(set(self.data)) > len(self.data_weights):
+            raise UsageError("The same data are given with several weights.", hint="Give each path once.")
+        for path, weight in self.data_weights.items():
+            if not 0 < weight <= 1000:
+                raise UsageError(f"{path} has the weight {weight:g}, expected more than 0 and at most 1000.")
         self._demand(self.epochs > 0, "epochs", "more than 0")
         self._demand(0 < self.lr < 10, "lr", "between 0 and 10")
         for name in ("alpha", "decay", "power"):
@@ -200,6 +206,16 @@ class TrainSettings:
         for name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             good = all(value > 0 and math.isfinite(value) for value in patterns.values())
             self._demand(good, name, "more than 0 everywhere")
+
+    @property
+    def data_paths(self) -> list[Path]:
+        """Where the data are, without weights."""
+        return [Path(split_weight(text)[0]).expanduser() for text in self.data]
+
+    @property
+    def data_weights(self) -> dict[str, float]:
+        """How often the rows of each path come in an epoch, by the path without its weight."""
+        return {str(path): split_weight(text)[1] for path, text in zip(self.data_paths, self.data, strict=True)}
 
     def _demand(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
@@ -244,6 +260,12 @@ class TrainSettings:
 
 
 _OTHER_NAMES = {"gradient_checkpointing": "grad_checkpointing"}
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """A path and its weight, from PATH or PATH:WEIGHT."""
+    found = re.fullmatch(r"(.{2,}?):(\d+\.?\d*|\.\d+)", text, re.DOTALL)
+    return (found[1], float(found[2])) if found else (text, 1.0)
 
 
 def flag_name(name: str) -> str:

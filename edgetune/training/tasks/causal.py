@@ -52,7 +52,7 @@ class CausalTask:
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
         """Rows as conversations, pairs or documents; "auto" settles on one of them."""
         dataset = read_dataset(
-            [Path(path).expanduser() for path in settings.data],
+            settings.data_paths,
             has_template=has_template,
             task=cast(Literal["auto", "chat", "completion"], self.name),
             skip_bad_rows=settings.skip_bad_rows,

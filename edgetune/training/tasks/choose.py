@@ -49,7 +49,7 @@ def choose_task(settings: TrainSettings, raw: Mapping[str, Any], model_dir: Path
     """`settings.task`, or what "auto" means; "auto" itself where chat and completion are to be told apart."""
     if settings.task != "auto":
         return settings.task
-    row = first_row([Path(path).expanduser() for path in settings.data])
+    row = first_row(settings.data_paths)
     if row is None:
         return "auto"
     kind, texts = base_kind(raw), detect_format(row)

@@ -139,7 +139,7 @@ class PreferenceTask(CausalTask):
         self.settings = settings
         self.check_settings()
         dataset = read_columns(
-            [Path(path).expanduser() for path in settings.data],
+            settings.data_paths,
             self.formats(chat=has_template),
             task=self.name,
             skip_bad_rows=settings.skip_bad_rows,
@@ -170,14 +170,15 @@ class PreferenceTask(CausalTask):
         splits = {}
         for name, rows in dataset.examples.items():
             maker = _Maker(masker, dataset.skipped)
-            sequences = []
-            for number, sequence in enumerate(self.sequences(rows, maker), 1):
+            sequences, rows_of = [], []
+            for number, (row, sequence) in enumerate(self.sequences(rows, maker), 1):
                 if sequence is not None:
                     sequences.append(sequence)
+                    rows_of.append(row)
                 if number % 500 == 0:
                     sink(Progress("tokenize", min(number, len(rows)), len(rows), "rows", name))
             sink(Progress("tokenize", len(rows), len(rows), "rows", name))
-            splits[name] = Split(sequences, len(rows), maker.truncated, maker.dropped)
+            splits[name] = Split(sequences, len(rows), maker.truncated, maker.dropped, rows_of)
         for note in masker.notes:
             sink(Notice(note))
         tell_losses(splits, max_length, sink)
@@ -192,14 +193,14 @@ class PreferenceTask(CausalTask):
             )
         return splits
 
-    def sequences(self, rows: Sequence[tuple[str, Any]], maker: _Maker) -> Iterator[Any]:
-        """The sequence of each row; None for one that is left out."""
-        for place, example in rows:
+    def sequences(self, rows: Sequence[tuple[str, Any]], maker: _Maker) -> Iterator[tuple[int, Any]]:
+        """Each row's number and its sequence; None for one that is left out."""
+        for number, (place, example) in enumerate(rows):
             made = maker.make(place, example.prompt, (example.chosen, example.rejected))
             if made is not None and np.array_equal(made[0].ids, made[1].ids):
                 maker.dropped += 1
                 made = None
-            yield None if made is None else PairSequence(*made, example)
+            yield number, None if made is None else PairSequence(*made, example)
 
     def sampled(self, sequence: Any) -> Tokenized:
         """The better reply, or the one there is, behind its prompt."""
@@ -374,12 +375,12 @@ class KtoTask(PreferenceTask):
         self._measured_kinds = kinds.get("valid", frozenset())
         return dataset
 
-    def sequences(self, rows: Sequence[tuple[str, Any]], maker: _Maker) -> Iterator[Any]:
+    def sequences(self, rows: Sequence[tuple[str, Any]], maker: _Maker) -> Iterator[tuple[int, Any]]:
         """Each reply behind its prompt, and the next other prompt's reply behind it."""
-        every = [(place, example) for place, row in rows for example in _verdicts(row)]
-        for (place, example), other in zip(every, _others([example for _, example in every]), strict=True):
-            made = maker.make(place, example.prompt, (example.reply, other.reply))
-            yield None if made is None else JudgedSequence(*made, example)
+        every = [(number, example) for number, (_, row) in enumerate(rows) for example in _verdicts(row)]
+        for (number, example), other in zip(every, _others([example for _, example in every]), strict=True):
+            made = maker.make(rows[number][0], example.prompt, (example.reply, other.reply))
+            yield number, None if made is None else JudgedSequence(*made, example)
 
     def collate(self, sequences: Sequence[Any], device: torch.device) -> Any:
         """The replies, and apart from them those behind prompts they do not belong to."""

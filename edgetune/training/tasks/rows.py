@@ -89,7 +89,7 @@ class RowTask:
         self.kind = base_kind(self.raw)
         self.check_kind(model_dir)
         dataset = read_columns(
-            [Path(path).expanduser() for path in settings.data],
+            settings.data_paths,
             self.formats(),
             task=self.name,
             skip_bad_rows=settings.skip_bad_rows,
@@ -154,15 +154,16 @@ class RowTask:
         self.ready(tokenizer, sink)
         splits = {}
         for name, rows in dataset.examples.items():
-            sequences, truncated = [], 0
+            sequences, rows_of, truncated = [], [], 0
             for number, (_, example) in enumerate(rows, 1):
                 sequence, cut = self.sequence(example, tokenizer, max_length)
                 truncated += cut
                 if len(sequence.ids):
                     sequences.append(sequence)
+                    rows_of.append(number - 1)
                 if number % 500 == 0 or number == len(rows):
                     sink(Progress("tokenize", number, len(rows), "rows", name))
-            splits[name] = Split(sequences, len(rows), truncated, len(rows) - len(sequences))
+            splits[name] = Split(sequences, len(rows), truncated, len(rows) - len(sequences), rows_of)
         tell_losses(splits, max_length, sink)
         self.train_sequences = splits["train"].sequences
         if not splits["train"].sequences:

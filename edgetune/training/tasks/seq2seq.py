@@ -287,7 +287,7 @@ class Seq2SeqTask(RowTask):
 
 def _direction(settings: TrainSettings) -> tuple[str, str] | None:
     """Which language columns are source and target; None where the rows are not translations."""
-    row = first_row([Path(path).expanduser() for path in settings.data])
+    row = first_row(settings.data_paths)
     there = [] if row is None else languages(row)
     if row is None or not there or any(known.matches(present_columns(row)) for known in REWRITING):
         return None
