@@ -13,8 +13,9 @@ hint; `sink` hears the events that the command line draws as bars.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -25,7 +26,7 @@ from edgetune.engine.encoder import Encoder
 from edgetune.engine.protocol import FinishReason, Generation, Timings
 from edgetune.engine.sampling import Sampling
 from edgetune.events import Sink, ignore
-from edgetune.opening.answers import Answers, Messages
+from edgetune.opening.answers import AT_ONCE, Answers, Messages
 from edgetune.opening.encoders import open_encoder
 from edgetune.opening.prompting import Prompting
 from edgetune.opening.writers import Writer, open_writer
@@ -44,6 +45,9 @@ __all__ = [
     "train",
     "verify",
 ]
+
+Prompt = str | tuple[str, str] | Messages
+"""A text, a question with what it is about, or a conversation."""
 
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 
@@ -90,24 +94,37 @@ class Model:
         """Whether it answers a source, and does not continue a prompt."""
         return self._writer.is_encoder_decoder
 
-    def generate(self, prompt: str | tuple[str, str] | Messages, **settings: Any) -> Completion:
+    def generate(self, prompt: Prompt, **settings: Any) -> Completion:
         """Answer `prompt` to the end; `settings` are `stream`'s, and it raises as that does."""
-        generation = self.stream(prompt, **settings)
-        for _ in generation:
-            pass
-        assert generation.finish_reason is not None
-        return Completion(
-            generation.text,
-            tuple(generation.ids),
-            generation.finish_reason,
-            generation.seed,
-            generation.timings,
-            getattr(generation, "score", None),
-        )
+        return next(self.generate_all([prompt], **settings))
 
-    def stream(
+    def generate_all(self, prompts: Iterable[Prompt], **settings: Any) -> Iterator[Completion]:
+        """Answer each of `prompts`, in their order; `settings` are `stream`'s, and it raises as that does.
+
+        An encoder-decoder answers many in one batch; each answer is what it is alone.
+        """
+        answers, waiting = self._answers(**settings), iter(prompts)
+        size = AT_ONCE if self.is_encoder_decoder else 1
+        while begun := [answers.begin(prompt) for prompt in islice(waiting, size)]:
+            for _ in self.engine.run_together(begun):
+                pass
+            yield from map(_completion, begun)
+
+    def stream(self, prompt: Prompt, **settings: Any) -> Generation:
+        """The answer to `prompt`: iterate over it for text as it comes.
+
+        A decoder takes a text, or messages as `{"role": …, "content": …}`, with `system`; `raw` continues the text
+        without the chat template. An encoder-decoder takes a text, or a question and what it is about, with `task`
+        (summarize, translate, qa), `src_lang`, `tgt_lang` and `context`. Either takes `max_tokens`, `stop`, the fields
+        of `Sampling` (temp, top_k, top_p, min_p, seed, grammar, …) and of a beam search (num_beams, length_penalty,
+        early_stopping).
+
+        Raises `UsageError` for what this kind of model has no use for, and for a prompt over the context.
+        """
+        return self._answers(**settings).begin(prompt)
+
+    def _answers(
         self,
-        prompt: str | tuple[str, str] | Messages,
         *,
         system: str = "",
         raw: bool = False,
@@ -118,18 +135,9 @@ class Model:
         tgt_lang: str = "",
         context: str = "",
         **settings: Any,
-    ) -> Generation:
-        """The answer to `prompt`: iterate over it for text as it comes.
-
-        A decoder takes a text, or messages as `{"role": …, "content": …}`, with `system`; `raw` continues the text
-        without the chat template. An encoder-decoder takes a text, or a question and what it is about, with `task`
-        (summarize, translate, qa), `src_lang`, `tgt_lang` and `context`. `settings` are the fields of `Sampling` (temp,
-        top_k, top_p, min_p, seed, grammar, …) and of a beam search (num_beams, length_penalty, early_stopping).
-
-        Raises `UsageError` for what this kind of model has no use for, and for a prompt over the context.
-        """
+    ) -> Answers:
         beams = {name: settings.pop(name) for name in _BEAMS if name in settings}
-        answers = Answers(
+        return Answers(
             self._writer,
             Sampling(**settings),
             asked=settings.keys(),
@@ -140,7 +148,13 @@ class Model:
             raw=raw,
             system=system,
         )
-        return answers.begin(prompt)
+
+
+def _completion(generation: Generation) -> Completion:
+    assert generation.finish_reason is not None
+    score = getattr(generation, "score", None)
+    ids, timings = tuple(generation.ids), generation.timings
+    return Completion(generation.text, ids, generation.finish_reason, generation.seed, timings, score)
 
 
 def load(

@@ -36,7 +36,7 @@ def test_a_decoder_answers_prompts_and_conversations(capsys: pytest.CaptureFixtu
     with edgetune.load("pocket", threads=1) as model:
         found = model.generate("What is 2 + 3?", temp=0, max_tokens=12)
         turns = [{"role": "user", "content": "What is 2 + 3?"}]
-        told = model.generate(turns, temp=0, max_tokens=12)
+        told, other = model.generate_all([turns, "Hello!"], temp=0, max_tokens=12)
         stream = model.stream("What is 2 + 3?", temp=0, max_tokens=12)
         pieces = list(stream)
         turns += [{"role": "assistant", "content": found.text}, {"role": "user", "content": "And 4 + 4?"}]
@@ -45,6 +45,7 @@ def test_a_decoder_answers_prompts_and_conversations(capsys: pytest.CaptureFixtu
             model.generate("hello", task="translate")
         with pytest.raises(TypeError, match="temperature"):
             model.generate("hello", temperature=1)
+    assert other.text not in ("", told.text)
     assert found.text == told.text == "".join(pieces) == stream.text == printed["text"]
     assert list(found.ids) == printed["tokens"]
     assert found.finish_reason == printed["finish_reason"]
@@ -61,6 +62,8 @@ def test_an_encoder_decoder_answers_sources(tmp_path: Path, capsys: pytest.Captu
         assert model.is_encoder_decoder
         assert list(model.generate(TEXTS[0], max_tokens=6, task="summarize").ids) == greedy["tokens"]
         found = model.generate(TEXTS[0], max_tokens=6, task="summarize", num_beams=3)
+        many = [one.ids for one in model.generate_all(TEXTS[:3], max_tokens=6)]
+        assert many == [model.generate(text, max_tokens=6).ids for text in TEXTS[:3]]
         with pytest.raises(edgetune.EdgetuneError, match="not a conversation"):
             model.generate([{"role": "user", "content": "hello"}])
     assert list(found.ids) == beams["tokens"]

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from edgetune.opening.prompting import Prompting
     from edgetune.opening.writers import Writer
 
-_CHUNK = 256
-"""Lines that are begun at once, for the engine to put into batches."""
 _EARLY = {"true": True, "false": False, "never": "never"}
 
 
@@ -163,6 +161,8 @@ def _rows(prompt: str, *, lines: bool, prompting: Prompting, skip_bad: bool) -> 
 
 def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool, skip_bad: bool) -> bool:
     """Answer `rows` in order; returns whether the user stopped it."""
+    from edgetune.opening.answers import AT_ONCE
+
     if len(rows) == 1:
         generation = answers.begin(rows[0].text)
         interrupted = _run(generation, show=not as_json)
@@ -170,7 +170,7 @@ def _answer_all(answers: Answers, rows: Sequence[TextRow], *, as_json: bool, ski
             click.echo(json.dumps(_as_values(answers.model, generation), ensure_ascii=False))
         return interrupted
     with show_progress() as sink:
-        size = _CHUNK if answers.model.is_encoder_decoder else 1
+        size = AT_ONCE if answers.model.is_encoder_decoder else 1
         for start in range(0, len(rows), size):
             begun = _begin(answers, rows[start : start + size], skip_bad=skip_bad)
             if _run_together(answers.model, begun, as_json=as_json, sink=_counting(sink, start, len(rows))):

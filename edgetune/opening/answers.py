@@ -17,6 +17,9 @@ from edgetune.errors import UsageError
 from edgetune.opening.prompting import Prompting
 from edgetune.opening.writers import Writer
 
+AT_ONCE = 256
+"""Texts that an encoder-decoder's engine is given together, to put into batches."""
+
 Messages = Sequence[Mapping[str, Any]]
 _SAMPLING = frozenset(field.name for field in fields(Sampling))
 
