@@ -68,7 +68,7 @@ def test_lines_are_answered_in_order(t5: Path, tmp_path: Path, capsys: pytest.Ca
 def test_lines_in_batches_are_answered_as_alone_and_bad_ones_left_out(
     t5: Path, mbart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune.cli.generate._CHUNK", 5)
+    monkeypatch.setattr("edgetune.opening.answers.AT_ONCE", 5)
     good = [f"{text} {text}" if number % 3 else text for number, text in enumerate(TEXTS[:8])]
     path = tmp_path / "lines.txt"
     path.write_text("\n".join([*good[:3], "", *good[3:6], "rain " * 600, *good[6:]]) + "\n", encoding="utf-8")
