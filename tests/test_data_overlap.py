@@ -12,7 +12,8 @@ import pytest
 
 from edgetune.data import Dataset, read_dataset
 from edgetune.data.columns import Labelled
-from edgetune.data.overlap import MOST_ROWS, hold_out
+from edgetune.data.overlap import MOST_ROWS, find_overlap, hold_out
+from edgetune.data.preferences import Judged, Preference, Prompt
 from edgetune.events import Event, Notice
 
 
@@ -88,6 +89,24 @@ def test_repeated_and_leaked_rows_are_told(tmp_path: Path, options: dict[str, An
     assert "train: 2 of 5 rows repeat another one exactly." in said["info"]
     assert "valid: 1 of 3 rows are training rows too" in said["warning"]
     assert "test: 2 of 4 rows are training rows too" in said["warning"]
+
+
+def test_preferences_of_one_prompt_stay_together_and_leak_by_it() -> None:
+    rows = [
+        (f"line {number}", Judged(Prompt(f"question {number // 2}"), f"answer {number}", bool(number % 2)))
+        for number in range(120)
+    ]
+    train, valid = hold_out(rows, 0.1)
+    assert len(valid) == 12
+    assert not {row.prompt for _, row in train} & {row.prompt for _, row in valid}
+    said: list[Event] = []
+    pair = Preference(Prompt("question 1"), "yes", "no")
+    splits: dict[str, list[tuple[str, Any]]] = {
+        "train": [("1", pair)],
+        "valid": [("2", Preference(pair.prompt, "no", "perhaps")), ("3", rows[9][1])],
+    }
+    assert find_overlap(splits, said.append).leaked == {"valid": 1}
+    assert said == [Notice("valid: 1 of 2 rows have a training row's prompt and tell little.", "warning")]
 
 
 def test_a_test_file_of_another_kind_is_passed_over(tmp_path: Path) -> None:

@@ -247,6 +247,24 @@ def test_held_out_rows_come_from_the_validation_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "over", "chosen": " dog", "rejected": " fox"},
+        {"prompt": "over", "completion": " dog", "label": True},
+    ],
+)
+def test_held_out_preferences_are_prompts_with_the_better_reply(tmp_path: Path, row: dict[str, Any]) -> None:
+    build_bpe_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data / "train.jsonl", [{**row, "prompt": "quick"}] * 3)
+    write_rows(data / "valid.jsonl", [row, {**row, "prompt": ""}])
+    found = held_out_ids(tmp_path / "model", data, limit=9)
+    assert [load_tokenizer(tmp_path / "model").decode(ids) for ids in found] == ["over dog<|im_end|>"]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         pytest.param(b'{"prompt": "a", "completion": "\xff"}', "byte 0xff is not valid UTF-8", id="bytes"),

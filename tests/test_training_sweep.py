@@ -127,9 +127,12 @@ def test_a_sweep_on_the_command_line(
     settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-m", settings.model, "-d", *settings.data, "--steps", "2", "--task", "completion", "--dtype", "f32"]
+    for several in (["lr=1e-5,2e-2", "rank=4"], ["lr=1e-5,2e-2 rank=4"], ["lr=1e-5,2e-2", "--sweep", "rank=4"]):
+        assert edgetune(["train", "--sweep", *several, *words, "--dry-run"]) == 0
+        assert "2 runs: --lr 1e-05 0.02, --rank 4" in capsys.readouterr().err
+    assert edgetune(["train", *words, "rank=4"]) == 2
+    assert "'rank=4' is not expected here" in capsys.readouterr().err
     sweep = ["--sweep", "lr=1e-5,2e-2", "-o", str(tmp_path / "out")]
-    assert edgetune(["train", *words, *sweep, "--dry-run"]) == 0
-    assert "2 runs: --lr 1e-05 0.02" in capsys.readouterr().err
     assert edgetune(["train", *words, *sweep]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'out' / 'lr=0.02'}\n"

@@ -85,8 +85,12 @@ def _default_text(name: str) -> str:
 @click.option("--no-grad-checkpointing", "no_checkpointing", is_flag=True, hidden=True)
 @click.option("--recipe", metavar="NAME|FILE", help=_RECIPE_HELP)
 @click.option(
-    "--sweep", multiple=True, metavar="NAME=A,B", help="Try every combination of values and rank the runs, under OUT/."
+    "--sweep",
+    multiple=True,
+    metavar="NAME=A,B [NAME=C,D]...",
+    help="Try every combination of values and rank the runs, under OUT/.",
 )
+@click.argument("more", nargs=-1, metavar="")
 @click.option("--find-lr", is_flag=True, help="Try learning rates in a short run and suggest one; write nothing.")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an unfinished run.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and which tokens are learned; train nothing.")
@@ -94,6 +98,7 @@ def _default_text(name: str) -> str:
 def command(
     recipe: str | None,
     sweep: Sequence[str],
+    more: Sequence[str],
     find_lr: bool,
     resume: str | None,
     dry_run: bool,
@@ -110,9 +115,11 @@ def command(
     \b
     edgetune train -m pocket -d tickets/            train/valid/test files in a directory
     edgetune train -m pocket -d chat.jsonl --recipe chat --dry-run
-    edgetune train -m pocket -d tickets/ --sweep "lr=1e-3,3e-3 rank=8,16"
+    edgetune train -m pocket -d tickets/ --sweep lr=1e-3,3e-3 rank=8,16
     edgetune train --resume                         after Ctrl-C, a crash or a power cut
     """
+    if more and not sweep:
+        raise UsageError(f"{more[0]!r} is not expected here.", hint="A model is given with -m, data with -d.")
     given = {**(read_recipe(find_recipe(recipe)) if recipe else {}), **_given(options)}
     if find_lr:
         from edgetune.cli.find_lr import show_search
@@ -126,7 +133,7 @@ def command(
 
         if world_size() > 1:
             raise UsageError("A sweep's runs are trained by one process.", hint="Start it without the launcher.")
-        train_sweep(given, sweep, resume, dry_run=dry_run, as_json=as_json)
+        train_sweep(given, [*sweep, *more], resume, dry_run=dry_run, as_json=as_json)
         return
     if dry_run and resume is None:
         if leads():

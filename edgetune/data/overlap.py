@@ -1,7 +1,8 @@
 """What the splits of a dataset share: repeated rows, rows that leak into what is measured, and rows to hold out.
 
-Rows are the same when everything that is read of them is the same. Which rows are held out follows from their content
-alone, so that it stays as it is when files are joined, sorted or grow. Reads no files.
+Rows are the same when everything that is read of them is the same; preferences of one prompt belong together. Which
+rows are held out follows from their content alone, so that it stays as it is when files are joined, sorted or grow.
+Reads no files.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ Rows = Sequence[tuple[str, Any]]
 def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     """The rows left to train on and those held out; all and none when there are too few.
 
-    Same rows stay together, and each label keeps a row to be learned from.
+    Same rows stay together, as do preferences of one prompt, and each label keeps a row to be learned from.
     """
-    keys = [content_key(example) for _, example in rows]
+    keys = [_group_key(example) for _, example in rows]
     labels = {key: tuple(getattr(example, "labels", ())) for key, (_, example) in zip(keys, rows, strict=True)}
     if share <= 0 or len(labels) < LEAST_ROWS:
         return rows, ()
@@ -43,9 +44,8 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
             left.subtract(labels[key])
             held.add(key)
     # Of rows that are there several times, one is measured.
-    measured = dict(zip(keys, rows, strict=True))
-    kept = [row for key, row in zip(keys, rows, strict=True) if key not in held]
-    return kept, [row for key, row in measured.items() if key in held]
+    measured = {content_key(row[1]): row for key, row in zip(keys, rows, strict=True) if key in held}
+    return [row for key, row in zip(keys, rows, strict=True) if key not in held], list(measured.values())
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,32 @@ class Overlap:
     repeated: int = 0
     """Training rows that repeat another one exactly."""
     leaked: Mapping[str, int] = field(default_factory=dict)
-    """Split → its rows that are training rows too."""
+    """Split → its rows that are training rows too; of preferences, those that have a training row's prompt."""
 
 
 def find_overlap(examples: Mapping[str, Rows], sink: Sink) -> Overlap:
     """Count the training rows that are there twice and those that other splits hold as well, and say so."""
-    keys = {split: [content_key(example) for _, example in rows] for split, rows in examples.items()}
-    train = keys.get("train", [])
-    known = set(train)
-    if repeated := len(train) - len(known):
+    train = examples.get("train", ())
+    if repeated := len(train) - len({content_key(example) for _, example in train}):
         sink(Notice(f"train: {repeated:,} of {len(train):,} rows repeat another one exactly."))
-    leaked = {split: sum(key in known for key in others) for split, others in keys.items() if split != "train"}
+    known = {_group_key(example) for _, example in train}
+    leaked = {
+        split: sum(_group_key(example) in known for _, example in rows)
+        for split, rows in examples.items()
+        if split != "train"
+    }
+    by_prompt = any(hasattr(example, "asked") for _, example in train[:1])
+    what = "have a training row's prompt" if by_prompt else "are training rows too"
     for split, count in leaked.items():
         if count:
-            text = f"{split}: {count:,} of {len(keys[split]):,} rows are training rows too and tell little."
+            text = f"{split}: {count:,} of {len(examples[split]):,} rows {what} and tell little."
             sink(Notice(text, "warning"))
     return Overlap(repeated, leaked)
+
+
+def _group_key(example: Any) -> bytes:
+    """The same for rows that do not belong into different splits."""
+    return content_key(getattr(example, "asked", example))
 
 
 def content_key(example: Any) -> bytes:

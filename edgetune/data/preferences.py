@@ -57,6 +57,15 @@ class Preference:
     chosen: Reply
     rejected: Reply
 
+    @property
+    def asked(self) -> Prompt:
+        """What a row must not share with rows of other splits: the prompt, whatever the replies are."""
+        return self.prompt
+
+    def answered(self) -> Conversation | Pair:
+        """The prompt with the better reply."""
+        return self.prompt.answered(self.chosen)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -65,6 +74,15 @@ class Judged:
     prompt: Prompt
     reply: Reply
     good: bool
+
+    @property
+    def asked(self) -> Prompt:
+        """As for `Preference`."""
+        return self.prompt
+
+    def answered(self) -> Conversation | Pair:
+        """The prompt with its reply."""
+        return self.prompt.answered(self.reply)
 
 
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))

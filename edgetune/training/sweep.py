@@ -54,7 +54,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise UsageError(f"Runs that differ in {flag_name(name)} do not compare: it says what is measured.")
         grid[name] = tuple(dict.fromkeys(parse_setting(name, value) for value in values.split(",")))
     if not grid:
-        raise UsageError("--sweep names no setting.", hint="For example: --sweep 'lr=1e-4,2e-4 rank=8,16'.")
+        raise UsageError("--sweep names no setting.", hint="For example: --sweep lr=1e-4,2e-4 rank=8,16")
     return grid
 
 
