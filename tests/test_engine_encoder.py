@@ -14,11 +14,13 @@ from edgetune.engine import open_encoder
 from edgetune.engine.encoder import Encoder
 from edgetune.engine.encoder_llama import open_llama_encoder
 from edgetune.engine.protocol import LoraSpec
-from edgetune.errors import UnsupportedError, UsageError
+from edgetune.errors import ExitCode, UnsupportedError, UsageError
 from edgetune.events import Event, Progress
 from edgetune.export import export_adapter, export_base
+from edgetune.library import purpose_of
 from tests.encoders import LABELS, furthest, write_encoder
 from tests.ggufs import base_gguf
+from tests.seq2seq_checkpoints import write_seq2seq
 
 TEXTS = ["the quick brown fox", "hello", "a cafe, the fox played!", "x " * 70, "the " * 9, "Hello the fox"]
 PAIRS = [("the quick fox", "played brown"), ("hello", "the cafe " * 20), ("a", "b")]
@@ -243,3 +245,30 @@ def test_long_pairs_are_cut_as_hugging_face_cuts_them(checkpoint: Path, llama: E
     for pair, found in zip(pairs, llama.token_ids(pairs), strict=True):
         expected = tokenizer(*pair, truncation=True, max_length=limit)
         assert (list(found.ids), list(found.types)) == (expected["input_ids"], expected["token_type_ids"])
+
+
+def test_t5s_encoder_sees_the_whole_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    import transformers
+
+    from edgetune.cli.main import run
+
+    whole = write_seq2seq(tmp_path / "t5", "flan-t5")
+    directory = tmp_path / "encoder"
+    model = transformers.T5EncoderModel.from_pretrained(whole).eval()
+    model.save_pretrained(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(whole)
+    tokenizer.save_pretrained(directory)
+    export_base(directory, tmp_path / "model.gguf", outtype="f16")
+    texts = ["the quick brown fox", "rain", "seven wizards mix potions"]
+    with torch.inference_mode():
+        states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+    expected = np.stack([one.mean(dim=0).numpy() for one in states])
+    for path, options in ((tmp_path / "model.gguf", {"threads": 1}), (directory, {"dtype": "f32"})):
+        with open_encoder(path, **options) as encoder:
+            found = encoder.embed(texts, normalize=False)
+        assert furthest(found, expected) < 1e-4
+    assert purpose_of(directory, "checkpoint") == "embed"
+    for path in (whole, write_seq2seq(tmp_path / "bart", "bart")):
+        assert run(["embed", str(path), "rain", "--engine", "torch"]) == ExitCode.UNSUPPORTED
+        assert "edgetune generate" in capsys.readouterr().err

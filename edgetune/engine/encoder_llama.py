@@ -107,10 +107,11 @@ class LlamaBackend:
         if any(one.types for one in batch) and (tables := self._type_tables()):
             with_types = tables.vectors(batch)
             code = lib.llama_encode(self._context, self._as_vectors(with_types))
-        elif memory := lib.llama_get_memory(self._context):
-            lib.llama_memory_clear(memory, True)
+        elif self._is_decoder:
+            lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
             code = lib.llama_decode(self._context, self._batch.raw)
         else:
+            # T5's encoder has a cache as well, and decoding would let its tokens see only those before them.
             code = lib.llama_encode(self._context, self._batch.raw)
         if code:
             raise native.failure("llama.cpp could not evaluate the texts")

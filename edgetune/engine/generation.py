@@ -207,7 +207,7 @@ class LlamaGeneration:
                 yield self._say(token, seen)
                 if self._is_at_limit(unsure=len(self._guesses) - right):
                     return
-                if token not in self._guesses[right : right + 1]:
+                if token not in self._guesses[right : right + 1] or self._next_adapters is not None:
                     break
             self._prepare(token, right)
             yield None

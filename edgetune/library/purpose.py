@@ -42,9 +42,9 @@ def _of_header(header: GgufHeader) -> Purpose:
 
 
 def _of_checkpoint(model_dir: Path) -> Purpose:
-    if (model_dir / "modules.json").is_file():
-        return "embed"
     architecture = checkpoint_architecture(model_dir)
+    if (model_dir / "modules.json").is_file() or architecture.endswith("EncoderModel"):
+        return "embed"
     if architecture.endswith("ForSequenceClassification"):
         return "classify"
     config = read_config(model_dir)

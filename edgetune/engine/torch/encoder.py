@@ -143,7 +143,14 @@ def load_backend(
     modules = read_modules(model_dir) or SentenceModules(model_dir)
     config = _config(modules.transformer_dir)
     labels, task = _task(config, adapter_dir)
-    model = _load(modules.transformer_dir, adapter_dir, labels=labels, dtype=dtype, device=device)
+    is_alone = any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or [])
+    is_half = (is_alone or bool(getattr(config, "is_encoder_decoder", False))) and not labels
+    if is_half and not is_alone and not (model_dir / "modules.json").is_file():
+        raise UnsupportedError(
+            f"{model_dir} turns one text into another; it gives no vector or label of a text.",
+            hint="Run it with: edgetune generate",
+        )
+    model = _load(modules.transformer_dir, adapter_dir, labels=labels, is_half=is_half, dtype=dtype, device=device)
     tokenizer = _tokenizer(modules)
     profile = _profile(model_dir, config, modules, tokenizer, labels=labels, task=task)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -231,7 +238,10 @@ def _adapter_outputs(adapter_dir: Path) -> int:
     return 0
 
 
-def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype: Dtype, device: str) -> Any:
+def _load(
+    model_dir: Path, adapter_dir: Path | None, *, labels: list[str], is_half: bool, dtype: Dtype, device: str
+) -> Any:
+    """The model; `is_half`: of an encoder-decoder, the encoder."""
     import transformers
 
     options: dict[str, Any] = {
@@ -252,7 +262,8 @@ def _load(model_dir: Path, adapter_dir: Path | None, *, labels: list[str], dtype
                 options["ignore_mismatched_sizes"] = adapter_dir is not None
                 model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, **options)
             else:
-                model = transformers.AutoModel.from_pretrained(model_dir, **options)
+                auto = transformers.AutoModelForTextEncoding if is_half else transformers.AutoModel
+                model = auto.from_pretrained(model_dir, **options)
             if adapter_dir is not None:
                 kind = str(_adapter_config(adapter_dir).get("peft_type"))
                 model = READERS.get(kind, read_with_peft)(model, adapter_dir, "default")
