@@ -36,7 +36,9 @@ def base_gguf(family: str = "llama", *, seed: int = 0, chat_template: str | None
 
     source = checkpoint(family, seed=seed, chat_template=chat_template, **overrides)
     path = source.parent / f"{source.name}.gguf"
-    convert_base(source, path, outtype="f32", metadata=fingerprint_checkpoint(source).to_metadata())
+    # "llama" said and left out are two calls; the file of the first may be open.
+    if not path.exists():
+        convert_base(source, path, outtype="f32", metadata=fingerprint_checkpoint(source).to_metadata())
     return path
 
 

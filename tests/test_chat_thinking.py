@@ -116,6 +116,8 @@ class Scripted:
 
     def change_sampling(self, sampling: Sampling) -> None: ...
 
+    def change_adapters(self) -> None: ...
+
 
 class ScriptedEngine:
     """An engine that says one text after the other, and keeps the prompts it was given."""

@@ -338,3 +338,28 @@ def test_states_make_room_when_memory_is_short(engine: LlamaEngine, monkeypatch:
     again = reply(engine, ids)
     assert again.reused_tokens == 0
     assert again.ids == expected
+
+
+@pytest.mark.parametrize("draft", ["", "ngram"])
+def test_a_reply_goes_on_under_other_adapters_as_from_a_cold_context(cold: LlamaEngine, draft: str) -> None:
+    wanted, scales = [(4, 1.0), (9, -1.0), (13, 0.0), (17, 1.0)], list[float]()
+    with LlamaEngine.open(base_gguf(), threads=1, draft=draft) as engine:
+        ids = text_ids(engine, 40)
+        generation = engine.generate(ids, GREEDY, max_tokens=24, top=4)
+        scale = 0.0
+        for _ in generation:
+            scales += [scale] * (len(generation.ids) - len(scales))
+            if wanted and len(scales) >= wanted[0][0]:
+                scale = wanted.pop(0)[1]
+                engine.set_adapters([LoraSpec(lora_gguf(), scale)])
+                generation.change_adapters()
+    assert [*dict.fromkeys(scales)] == [0.0, 1.0, -1.0]
+    assert len(generation.ids) == 24
+    for at, (token, scale) in enumerate(zip(generation.ids, scales, strict=True)):
+        cold.set_adapters([LoraSpec(lora_gguf(), scale)])
+        expected = softmax(cold.logits([*ids, *generation.ids[:at]])[-1])
+        assert token == expected.argmax()
+        assert abs(generation.choices[at].probability - expected[token]) < 1e-3
+    cold.set_adapters([])
+    assert generation.timings.reused_tokens == 0
+    assert generation.slot is None

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 from textual import events
-from textual.widgets import OptionList, TextArea
+from textual.widgets import OptionList, TextArea, Tree
 
 from edgetune.chat.presets import load_presets
 from edgetune.chat.templates import load_template
 from edgetune.engine.sampling import Sampling
 from edgetune.paths import home_dir
+from edgetune.tui.branches import BranchesScreen
+from edgetune.tui.chat import ChatScreen
 from edgetune.tui.controls import ControlList
 from edgetune.tui.dialogs import LineDialog, TextDialog
 from edgetune.tui.keys import KeysScreen
+from edgetune.tui.templates import TemplatesScreen
 from tests.tui_pilot import ENDLESS, chat_app, pocket_gguf
 
 pytestmark = pytest.mark.asyncio
@@ -103,7 +106,7 @@ async def test_files_are_attached_and_completed(tmp_path: Path, monkeypatch: pyt
 async def test_pasted_control_characters_are_written_out() -> None:
     async with chat_app(max_tokens=2) as driver:
         driver.app.post_message(events.Paste("a\x1b[31mred\x07\r\nb\x9b\u202e"))
-        await driver.pilot.pause()
+        await driver.settle()
         assert driver.typed == "a␛[31mred␇\nb\\x9b\\u202e"
 
 
@@ -134,9 +137,11 @@ async def test_a_changed_control_counts_from_the_next_token_on() -> None:
     async with chat_app(sampling=ENDLESS, max_tokens=900) as driver:
         await driver.press("ctrl+s")
         driver.screen.composer.entry.focus()
+        await driver.settle()
         await driver.type("hello\n")
         await driver.running(5)
         driver.screen.side.current_list.focus()
+        await driver.settle()
         await driver.press("down", "0", "enter")
         assert driver.chat.conversation.sampling.temp == 0
         so_far = len(driver.screen.run_now.replies[0].generation.ids) if driver.screen.run_now else 900
@@ -154,7 +159,7 @@ async def test_controls_by_keyboard_and_mouse(pocket: Path) -> None:
     async with chat_app(pocket, size=(100, 40)) as driver:
         await driver.press("f2")
         controls = driver.screen.side.query_one("#sampling", ControlList)
-        assert controls.has_focus
+        await driver.until(lambda: controls.has_focus)
         await driver.press("down", "right", "right")
         assert driver.chat.conversation.sampling.temp == pytest.approx(0.9)
         await driver.press("shift+left")
@@ -166,6 +171,7 @@ async def test_controls_by_keyboard_and_mouse(pocket: Path) -> None:
         assert driver.chat.conversation.sampling.top_k == 7
         row = next(number for number, control in enumerate(controls.controls) if control.name == "top_p")
         await driver.pilot.click(controls, offset=(controls.size.width - 10, row))
+        await driver.settle()
         assert 0.3 < driver.chat.conversation.sampling.top_p < 0.9
         row = next(number for number, control in enumerate(controls.controls) if control.name == "max_tokens")
         controls.cursor = row
@@ -196,18 +202,18 @@ async def test_the_plot_shows_what_a_control_keeps(pocket: Path) -> None:
 async def test_a_preset_of_ones_own(pocket: Path) -> None:
     async with chat_app(pocket) as driver:
         await driver.press("ctrl+s", "down", "right", "s")
-        assert isinstance(driver.app.screen, LineDialog)
+        await driver.opens(LineDialog)
         await driver.type("mine\n")
-        await driver.idle()
+        await driver.until(lambda: "mine" in load_presets("pocket"))
         assert load_presets("pocket")["mine"] == {"temp": 0.85}
+        await driver.opens(ChatScreen)
         driver.screen.side.current_list.cursor = 0
         await driver.press("right", "right")
         assert driver.chat.conversation.sampling.temp != 0.85
         await driver.press("left", "left")
         assert driver.chat.conversation.sampling.temp == 0.85
         await driver.press("X")
-        await driver.idle()
-        assert "mine" not in load_presets("pocket")
+        await driver.until(lambda: "mine" not in load_presets("pocket"))
 
 
 async def test_enter_on_an_alternative_branches() -> None:
@@ -271,19 +277,17 @@ async def test_messages_are_edited_retried_and_voted_on(pocket: Path) -> None:
         second = driver.tree.path()[-1]
         assert driver.tree.siblings(first.id) == [first, second]
         await driver.press("ctrl+up", "plus")
+        await driver.until(lambda: second.meta.get("vote") == "up")
         await driver.idle()
-        assert second.meta["vote"] == "up"
         assert "▲" in driver.text()
         await driver.press("e")
-        assert isinstance(driver.app.screen, TextDialog)
-        driver.app.screen.query_one(TextArea).text = "Better."
+        (await driver.opens(TextDialog)).query_one(TextArea).text = "Better."
         await driver.press("ctrl+s")
+        await driver.until(lambda: driver.tree.path()[-1].content == "Better.")
         await driver.idle()
-        assert driver.tree.path()[-1].content == "Better."
         assert driver.tree.path()[-1].meta["edited_from"] == second.id
         await driver.press("up", "e")
-        await driver.until(lambda: isinstance(driver.app.screen, TextDialog))
-        driver.app.screen.query_one(TextArea).text = "Goodbye"
+        (await driver.opens(TextDialog)).query_one(TextArea).text = "Goodbye"
         await driver.press("ctrl+s")
         await driver.until(lambda: len(driver.tree.nodes) == 6)
         await driver.idle()
@@ -299,38 +303,42 @@ async def test_the_tree_is_walked() -> None:
         await driver.idle()
         assert driver.tree.head != first.id
         await driver.press("ctrl+b")
-        await driver.pilot.pause()
+        cursor = (await driver.opens(BranchesScreen)).query_one(Tree)
+        await driver.until(lambda: cursor.cursor_node and cursor.cursor_node.data == driver.tree.head)
         assert "Branches (2)" in driver.text()
         await driver.press("up", "enter")
-        await driver.idle()
-        assert driver.tree.head == first.id
+        await driver.until(lambda: driver.tree.head == first.id)
 
 
 async def test_the_system_prompt_and_templates_are_edited() -> None:
     async with chat_app(max_tokens=2) as driver:
         await driver.press("f8")
+        await driver.opens(TextDialog)
         await driver.type("Be brief.")
         await driver.press("ctrl+s")
-        await driver.idle()
-        assert driver.chat.conversation.system == "Be brief."
-        await driver.press("f9", "n")
+        await driver.until(lambda: driver.chat.conversation.system == "Be brief.")
+        await driver.opens(ChatScreen)
+        await driver.press("f9")
+        await driver.opens(TemplatesScreen)
+        await driver.press("n")
+        await driver.opens(LineDialog)
         await driver.type("sum\n")
-        await driver.until(lambda: isinstance(driver.app.screen, TextDialog))
-        driver.app.screen.query_one(TextArea).text = "Sum up: {input}"
+        (await driver.opens(TextDialog)).query_one(TextArea).text = "Sum up: {input}"
         await driver.press("ctrl+s")
-        await driver.pilot.pause()
+        names = (await driver.opens(TemplatesScreen)).query_one(OptionList)
+        await driver.until(lambda: names.highlighted == 0)
         assert load_template("sum") == "Sum up: {input}"
         await driver.press("enter")
-        await driver.pilot.pause()
-        assert driver.typed == "Sum up: "
+        await driver.until(lambda: driver.typed == "Sum up: ")
 
 
 async def test_keys_and_the_palette() -> None:
     async with chat_app(max_tokens=2) as driver:
         await driver.press("question_mark")
-        assert isinstance(driver.app.screen, KeysScreen)
+        await driver.opens(KeysScreen)
         assert "Sampling, with the next token's distribution" in driver.text()
         await driver.press("escape")
+        await driver.opens(ChatScreen)
         await driver.type("why?")
         assert driver.typed == "why?"
         titles = [command.title for command in driver.app.get_system_commands(driver.screen)]

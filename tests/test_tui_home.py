@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from edgetune.export import export_base
 from edgetune.library import Entry, Kind, embedded_model_dir, list_models, register
 from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
+from edgetune.tui.chat import ChatScreen
 from edgetune.tui.details import details, read_losses
+from edgetune.tui.dialogs import AskDialog, LineDialog
 from edgetune.tui.home import HomeScreen
 from edgetune.tui.palette import Palette
 from edgetune.tui.stage_view import StageView
@@ -41,30 +42,22 @@ from edgetune.tui.stages import (
 from tests.encoders import LABELS, write_encoder
 from tests.gguf_files import write_adapter, write_model
 from tests.ggufs import base_gguf, checkpoint
-from tests.tui_pilot import write_run
+from tests.tui_pilot import Hands, write_run
 
 PLAIN = Palette("plain", True, "none", {})
 
 
-def on_screen(scenario: Callable[[Any, HomeScreen], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:
+def on_screen(scenario: Callable[[Hands, HomeScreen], Awaitable[None]], *, size: tuple[int, int] = (80, 24)) -> None:
     async def go() -> None:
         app = EdgetuneApp(lambda: HomeScreen(open_chat))
-        async with app.run_test(size=size) as pilot:
-            home = app.screen
-            assert isinstance(home, HomeScreen)
-            await until(lambda: home.query_one("#entries", OptionList).option_count > 0)
-            await pilot.pause()
-            await scenario(pilot, home)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            hands = Hands(app, pilot)
+            home = await hands.opens(HomeScreen)
+            await hands.until(lambda: home.chosen)
+            await scenario(hands, home)
         app.engine_worker.close()
 
     asyncio.run(go())
-
-
-async def until(holds: Callable[[], bool], *, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.02)
 
 
 def text_of(value: Any, *, width: int = 100) -> str:
@@ -78,10 +71,10 @@ def shown(home: HomeScreen, selector: str) -> str:
     return text_of(home.query_one(selector, Static).content)
 
 
-async def choose(pilot: Any, home: HomeScreen, path: Path) -> None:
-    await until(lambda: path in [entry.path for entry in home._entries])
+async def choose(hands: Hands, home: HomeScreen, path: Path) -> None:
+    await hands.until(lambda: path in [entry.path for entry in home._entries])
     home.query_one("#entries", OptionList).highlighted = [entry.path for entry in home._entries].index(path)
-    await pilot.pause()
+    await hands.settle()
 
 
 @pytest.mark.parametrize("size", [(80, 24), (40, 20), (20, 5), (160, 50)])
@@ -91,16 +84,16 @@ def test_everything_there_is_is_listed_and_described(tmp_path: Path, size: tuple
     for path in (model, adapter, trained):
         register(path)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
         assert {entry.name for entry in home._entries} == {"pocket", "tiny-F32", "mine", "runs"}
-        await choose(pilot, home, trained)
-        await until(lambda: "rows.jsonl" in shown(home, "#about"))
+        await choose(hands, home, trained)
+        await hands.until(lambda: "rows.jsonl" in shown(home, "#about"))
         assert "4.0000 → 2.9000" in shown(home, "#about")
         assert any(0x2800 < ord(char) <= 0x28FF for char in shown(home, "#about"))  # the curve
-        await choose(pilot, home, adapter)
-        await until(lambda: "rank 4" in shown(home, "#about"))
-        await choose(pilot, home, model)
-        await until(lambda: "128 tokens" in shown(home, "#about"))
+        await choose(hands, home, adapter)
+        await hands.until(lambda: "rank 4" in shown(home, "#about"))
+        await choose(hands, home, model)
+        await hands.until(lambda: "128 tokens" in shown(home, "#about"))
 
     on_screen(scenario, size=size)
 
@@ -118,11 +111,11 @@ def test_a_description_that_comes_while_the_screen_goes_is_dropped(monkeypatch: 
             gone.set()
             await asyncio.sleep(0.3)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
         await home.mount(GoesSlowly())
         monkeypatch.setattr("edgetune.tui.home.details", late)
         home.action_reload()
-        await until(asked.is_set)
+        await hands.until(asked.is_set)
 
     on_screen(scenario)
     assert gone.is_set()
@@ -132,9 +125,9 @@ def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
     model = write_model(tmp_path / "evil\x1b]0;gotcha\x07\x1b[31m.gguf")
     register(model)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, model)
-        await until(lambda: "GGUF model" in shown(home, "#about"))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, model)
+        await hands.until(lambda: "GGUF model" in shown(home, "#about"))
         assert "\x1b" not in shown(home, "#about")
         assert "␛]0;gotcha" in shown(home, "#about")
         prompts = "".join(text_of(option.prompt) for option in home.query_one("#entries", OptionList).options)
@@ -155,13 +148,13 @@ def test_only_what_can_be_done_is_offered(tmp_path: Path) -> None:
     assert names(Entry("a", write_run(tmp_path / "cut", finished=False), "run", 0)) == ["train"]
     register(model)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, model)
-        await until(lambda: "Quantize" in shown(home, "#offers"))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, model)
+        await hands.until(lambda: "Quantize" in shown(home, "#offers"))
         assert "Train" not in shown(home, "#offers")
-        await pilot.press("t", "x")
-        await pilot.pause()
-        assert pilot.app.screen is home
+        await hands.press("t", "x")
+        await hands.settle()
+        assert hands.app.screen is home
         assert not home.is_busy
 
     on_screen(scenario)
@@ -198,23 +191,19 @@ def test_models_that_do_not_chat_are_offered_for_what_they_are_made_for(tmp_path
 
 
 @pytest.mark.slow
-def test_a_classifier_labels_a_text_here_and_refuses_to_chat(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_classifier_labels_a_text_here_and_refuses_to_chat(classifier: Path) -> None:
     register(classifier)
-    said: list[tuple[str, str]] = []
-    monkeypatch.setattr(EdgetuneApp, "say", lambda app, text, *, hint="", **_: said.append((text, hint)))
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, classifier)
-        await until(lambda: "made for edgetune classify" in " ".join(shown(home, "#about").split()))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, classifier)
+        await hands.until(lambda: "made for edgetune classify" in " ".join(shown(home, "#about").split()))
         assert "l Classify" in shown(home, "#offers")
-        await pilot.press("c")
-        await until(lambda: bool(said))
-        assert said == [(f"{classifier.stem} does not chat.", "Press l: Classify.")]
-        await pilot.press("l")
-        await until(lambda: type(pilot.app.screen).__name__ == "LineDialog")
-        await pilot.press(*"good food", "enter")
-        await until(lambda: home.is_busy)
-        await until(lambda: not home.is_busy)
+        await hands.press("c")
+        await hands.until(lambda: f"{classifier.stem} does not chat.\nPress l: Classify." in hands.told)
+        await hands.press("l")
+        await hands.opens(LineDialog)
+        await hands.press(*"good food", "enter")
+        await hands.until(lambda: "done" in shown(home, "#stage"))
         assert "0." in shown(home, "#stage")
         assert home.chosen is not None
         assert home.chosen.path == classifier
@@ -226,11 +215,11 @@ def test_flags_follow_the_data_that_are_known(monkeypatch: pytest.MonkeyPatch) -
     started: list[list[str]] = []
     monkeypatch.setattr(HomeScreen, "_run_stage", lambda home, arguments: started.append(arguments))
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await pilot.press("t")
-        await until(lambda: type(pilot.app.screen).__name__ == "LineDialog")
-        await pilot.press("space", *"--epochs", "space", "2", "enter")
-        await until(lambda: bool(started))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await hands.press("t")
+        await hands.opens(LineDialog)
+        await hands.press("space", *"--epochs", "space", "2", "enter")
+        await hands.until(lambda: bool(started))
         assert started[0][-3:] == [str(embedded_model_dir() / "demos" / "tickets"), "--epochs", "2"]
 
     on_screen(scenario)
@@ -293,22 +282,20 @@ def test_a_stage_runs_and_its_result_is_chosen(tmp_path: Path) -> None:
     register(model)
     made = tmp_path / "tiny-Q8_0.gguf"
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, model)
-        await pilot.press("u")
-        await until(lambda: pilot.app.screen is not home)
-        await pilot.press(*"Q8_0", "enter")
-        await until(lambda: home.is_busy)
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, model)
+        await hands.press("u")
+        await hands.opens(LineDialog)
+        await hands.press(*"Q8_0", "enter")
+        await hands.until(lambda: "done" in shown(home, "#stage"))
         assert "edgetune quantize" in shown(home, "#stage")
-        await until(lambda: not home.is_busy)
-        assert "done" in shown(home, "#stage")
         assert made.name in shown(home, "#stage")
         assert made.is_file()
-        await until(lambda: home.chosen is not None and home.chosen.path == made)
+        await hands.until(lambda: home.chosen is not None and home.chosen.path == made)
         # What names nothing that was made leaves the cursor where it is.
-        home.action_reload(Path("passed"))
-        await pilot.pause(0.5)
-        await until(lambda: home.chosen is not None and home.chosen.path == made)
+        await home.action_reload(Path("passed")).wait()
+        assert home.chosen is not None
+        assert home.chosen.path == made
 
     on_screen(scenario)
 
@@ -317,16 +304,16 @@ def test_a_stage_that_fails_says_why_and_the_screen_stays(tmp_path: Path) -> Non
     model = write_model(tmp_path / "tiny-F32.gguf")
     register(model)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, model)
-        await pilot.press("u")
-        await until(lambda: pilot.app.screen is not home)
-        await pilot.press(*"Q99", "enter")
-        await until(lambda: "failed" in shown(home, "#stage"))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, model)
+        await hands.press("u")
+        await hands.opens(LineDialog)
+        await hands.press(*"Q99", "enter")
+        await hands.until(lambda: "failed" in shown(home, "#stage"))
         assert "Q99" in shown(home, "#stage")
         # What it would be compared with is not there: said at once, nothing is started.
-        await pilot.press("v")
-        await pilot.pause(0.2)
+        await hands.press("v")
+        await hands.until(lambda: "is not in the library" in hands.told)
         assert not home.is_busy
 
     on_screen(scenario)
@@ -336,17 +323,17 @@ def test_one_stage_at_a_time_and_it_can_be_stopped(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny-F32.gguf")
     register(model)
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
         # Repetitions without end; a stage as any other.
         home._run_stage(["bench", str(base_gguf()), "-c", "64", "-p", "16", "-n", "4", "-d", "0", "-r", "1000000"])
-        await until(lambda: "measure" in shown(home, "#stage"))
-        await choose(pilot, home, model)
-        await pilot.press("v")
-        await pilot.pause(0.2)
+        await hands.until(lambda: "measure" in shown(home, "#stage"))
+        await choose(hands, home, model)
+        await hands.press("v")
+        await hands.until(lambda: "running already" in hands.told)
         assert "bench" in shown(home, "#stage")
-        await pilot.press("x")
-        await until(lambda: not home.is_busy)
-        assert "stopped" in shown(home, "#stage")
+        await hands.press("x")
+        await hands.until(lambda: "stopped" in shown(home, "#stage"))
+        assert not home.is_busy
 
     on_screen(scenario)
 
@@ -354,19 +341,19 @@ def test_one_stage_at_a_time_and_it_can_be_stopped(tmp_path: Path) -> None:
 def test_leaving_asks_when_something_runs_and_stops_it() -> None:
     ended: list[StageEnd] = []
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
         home._run_stage(["bench", str(base_gguf()), "-c", "64", "-p", "16", "-n", "4", "-d", "0", "-r", "1000000"])
-        await until(lambda: "measure" in shown(home, "#stage"))
-        await pilot.press("q")
-        await until(lambda: pilot.app.screen is not home)
-        await pilot.press("n")
-        await until(lambda: pilot.app.screen is home)
+        await hands.until(lambda: "measure" in shown(home, "#stage"))
+        await hands.press("q")
+        await hands.opens(AskDialog)
+        await hands.press("n")
+        await hands.opens(HomeScreen)
         assert home.is_busy
         assert home._stage is not None
         stage = home._stage
-        await pilot.press("q")
-        await until(lambda: pilot.app.screen is not home)
-        await pilot.press("y")
+        await hands.press("q")
+        await hands.opens(AskDialog)
+        await hands.press("y")
         assert stage._process is not None
         ended.append(StageEnd(await stage._process.wait(), ""))
 
@@ -377,10 +364,10 @@ def test_leaving_asks_when_something_runs_and_stops_it() -> None:
 def test_chatting_with_an_entry_opens_the_chat_and_comes_back() -> None:
     register(base_gguf())
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, base_gguf())
-        await pilot.press("c")
-        await until(lambda: type(pilot.app.screen).__name__ == "ChatScreen")
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, base_gguf())
+        await hands.press("c")
+        await hands.opens(ChatScreen)
 
     on_screen(scenario)
 
@@ -390,12 +377,12 @@ def test_a_model_that_cannot_be_opened_is_a_message(tmp_path: Path, monkeypatch:
     register(unconverted)
     monkeypatch.setattr(EdgetuneApp, "say_error", lambda app, error: said.append(error))
 
-    async def scenario(pilot: Any, home: HomeScreen) -> None:
-        await choose(pilot, home, unconverted)
-        await pilot.press("enter")
-        await until(lambda: bool(said))
+    async def scenario(hands: Hands, home: HomeScreen) -> None:
+        await choose(hands, home, unconverted)
+        await hands.press("enter")
+        await hands.until(lambda: bool(said))
         assert "has no GGUF adapter" in str(said[0])
-        await until(lambda: pilot.app.screen is home)
+        await hands.until(lambda: hands.app.screen is home)
 
     on_screen(scenario)
 

@@ -12,11 +12,13 @@ from textual.widgets import Input, OptionList, TextArea
 
 from edgetune.chat import Node, Tree
 from edgetune.chat.exports import preference_pairs
+from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.protocol import Candidate, LoraSpec, TokenChoice
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import ResourceError
 from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.library import register
+from edgetune.tui.chat import ChatScreen
 from edgetune.tui.compare import CompareScreen
 from edgetune.tui.controls import ControlList
 from edgetune.tui.dialogs import AskDialog, LineDialog, TextDialog
@@ -92,16 +94,43 @@ async def test_adapters_that_fit_are_listed_switched_and_scaled(tmp_path: Path) 
         assert {one.path.name: one.scale for one in engine.adapters} == {"tuned.gguf": -2.0, "other.gguf": 0.0}
 
 
+async def test_an_adapter_takes_hold_in_the_middle_of_a_reply(tmp_path: Path) -> None:
+    register(adapter_for(tmp_path / "tuned.gguf"))
+    async with chat_app(sampling=ENDLESS, max_tokens=900) as driver:
+        await driver.press("ctrl+l")
+        controls = driver.screen.side.query_one("#adapters", ControlList)
+        await driver.until(lambda: len(controls.controls) == 1)
+        driver.screen.composer.entry.focus()
+        await driver.type("hello\n")
+        await driver.running()
+        controls.focus()
+        engine = driver.chat.session.engine
+        await driver.press("space", "left", "left")
+        await driver.until(lambda: [one.scale for one in engine.adapters] == [pytest.approx(0.9)])
+        assert driver.screen.run_now is not None
+        (reply,) = driver.screen.run_now.replies
+        generation = reply.generation
+        assert isinstance(generation, LlamaGeneration)
+        await driver.until(lambda: generation.adapters and generation.slot)
+        await driver.running(len(generation.ids) + 3)
+        assert "tuned 0.9" in driver.screen.status.status.adapters
+        await driver.press("escape", "escape")
+        await driver.idle()
+        node = driver.tree.path()[-1]
+        assert node.meta["finish_reason"] == "interrupted"
+        assert [one["scale"] for one in node.meta["adapters"]] == [pytest.approx(0.9)]
+
+
 async def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     foreign = adapter_for(tmp_path / "foreign.gguf", seed=1)
     async with chat_app(max_tokens=2) as driver:
         await driver.press("ctrl+l", "a")
-        await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
-        driver.app.screen.query_one(Input).value = str(foreign)
+        (await driver.opens(LineDialog)).query_one(Input).value = str(foreign)
         await driver.press("enter")
         await driver.until(lambda: "was trained on" in driver.told)
         assert not driver.chat.session.engine.adapters
         driver.screen.composer.entry.focus()
+        await driver.settle()
         await driver.say("still here")
         assert len(driver.tree.path()) == 2
 
@@ -114,8 +143,7 @@ async def test_two_settings_answer_side_by_side(tmp_path: Path, monkeypatch: pyt
     adapter = adapter_for(tmp_path / "tuned.gguf")
     async with chat_app(max_tokens=16, lora=[LoraSpec(adapter)], sampling=Sampling(temp=0, ignore_eos=True)) as driver:
         await driver.press("ctrl+g")
-        screen = driver.app.screen
-        assert isinstance(screen, CompareScreen)
+        screen = await driver.opens(CompareScreen)
         assert [setting.adapter for setting in screen.settings] == ["none", "as now"]
         await driver.type("hello\n")
         await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
@@ -129,29 +157,28 @@ async def test_two_settings_answer_side_by_side(tmp_path: Path, monkeypatch: pyt
         await driver.until(lambda: right.meta.get("vote") == "up")
         assert left.meta["vote"] == "down"
         await driver.press("s")
-        await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
+        await driver.opens(LineDialog)
         await driver.press("enter")
         await driver.until((tmp_path / "pairs.jsonl").exists)
         row = json.loads((tmp_path / "pairs.jsonl").read_text(encoding="utf-8"))
         assert row["chosen"][0]["content"] == right.content
         assert row["rejected"][0]["content"] == left.content
         await driver.press("e")
-        await driver.until(lambda: isinstance(driver.app.screen, TextDialog))
-        driver.app.screen.query_one(TextArea).text = "By hand."
+        (await driver.opens(TextDialog)).query_one(TextArea).text = "By hand."
         await driver.press("ctrl+s")
         await driver.until(lambda: len(screen.nodes) == 3)
         assert "By hand." in screen_text(driver.app)
         await driver.press("escape")
-        await driver.until(lambda: driver.app.screen is driver.screen)
+        await driver.opens(ChatScreen)
         assert "By hand." in driver.text()
         assert len(preference_pairs(driver.tree)) >= 2
 
 
 async def test_each_side_has_its_own_settings(pocket: Path) -> None:
     async with chat_app(pocket, max_tokens=8) as driver:
-        await driver.press("ctrl+g", "f2")
-        screen = driver.app.screen
-        assert isinstance(screen, CompareScreen)
+        await driver.press("ctrl+g")
+        screen = await driver.opens(CompareScreen)
+        await driver.press("f2")
         settings = screen.query_one("#settings-0", ControlList)
         settings.cursor = next(number for number, one in enumerate(settings.controls) if one.name == "temp")
         await driver.type("1.5\n")
@@ -173,8 +200,7 @@ async def test_each_side_has_its_own_settings(pocket: Path) -> None:
 async def test_the_tokens_of_both_sides_can_be_inspected(pocket: Path) -> None:
     async with chat_app(pocket, max_tokens=8) as driver:
         await driver.press("ctrl+g")
-        screen = driver.app.screen
-        assert isinstance(screen, CompareScreen)
+        screen = await driver.opens(CompareScreen)
         await driver.type("hello\n")
         await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
         panel = screen.query_one(TokenPanel)
@@ -188,12 +214,13 @@ async def test_the_tokens_of_both_sides_can_be_inspected(pocket: Path) -> None:
         assert screen.query_one("#reply-0").size.height > 10
         await driver.press("f2")
         await driver.until(lambda: not panel.has_class("open"))
-        assert isinstance(driver.app.focused, ControlList)
+        await driver.until(lambda: isinstance(driver.app.focused, ControlList))
         await driver.press("t", "right", "down")
         await driver.until(lambda: panel.has_class("open"))
         await driver.press("enter")
-        assert "Branches are made in the chat" in driver.told
+        await driver.until(lambda: "Branches are made in the chat" in driver.told)
         screen.query_one("#reply-1").focus()
+        await driver.settle()
         await driver.press("t")
         await driver.until(lambda: panel.choice == screen.nodes[1].choices[0])
         await driver.press("escape")
@@ -204,8 +231,7 @@ async def test_the_tokens_of_both_sides_can_be_inspected(pocket: Path) -> None:
 async def test_both_sides_answer_again(pocket: Path) -> None:
     async with chat_app(pocket, max_tokens=4) as driver:
         await driver.press("ctrl+g")
-        screen = driver.app.screen
-        assert isinstance(screen, CompareScreen)
+        screen = await driver.opens(CompareScreen)
         await driver.type("hello there\n")
         await driver.until(lambda: len(screen.nodes) == 2 and screen.run_now is None)
         before = list(screen.nodes)
@@ -218,8 +244,7 @@ async def test_both_sides_answer_again(pocket: Path) -> None:
 async def test_both_sides_are_stopped(pocket: Path) -> None:
     async with chat_app(pocket, sampling=ENDLESS, max_tokens=400) as driver:
         await driver.press("ctrl+g")
-        screen = driver.app.screen
-        assert isinstance(screen, CompareScreen)
+        screen = await driver.opens(CompareScreen)
         await driver.type("hello\n")
         await driver.until(
             lambda: (
@@ -247,36 +272,33 @@ async def test_chats_are_found_renamed_exported_deleted_and_resumed(
         await driver.idle()
         await driver.say("tell me of herrings")
         await driver.press("ctrl+o")
-        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
-        shown = driver.app.screen.query_one(OptionList)
+        shown = (await driver.opens(SessionsScreen)).query_one(OptionList)
         assert shown.option_count == 2
         assert "tell me of whales" in screen_text(driver.app)
         await driver.type("whales")
         await driver.until(lambda: shown.option_count == 1)
         assert "tell me of herrings" not in screen_text(driver.app)
         await driver.press("ctrl+r")
-        await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
-        driver.app.screen.query_one(Input).value = "Big ones"
+        (await driver.opens(LineDialog)).query_one(Input).value = "Big ones"
         await driver.press("enter")
         await driver.until(lambda: "Big ones" in screen_text(driver.app))
         await driver.press("ctrl+e")
-        await driver.until(lambda: isinstance(driver.app.screen, LineDialog))
-        driver.app.screen.query_one(Input).value = "whales.md"
+        (await driver.opens(LineDialog)).query_one(Input).value = "whales.md"
         await driver.press("enter")
         await driver.until((tmp_path / "whales.md").exists)
         assert "tell me of whales" in (tmp_path / "whales.md").read_text(encoding="utf-8")
-        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
+        await driver.opens(SessionsScreen)
         await driver.press("enter")
-        await driver.until(lambda: driver.app.screen is driver.screen)
+        await driver.opens(ChatScreen)
         await driver.until(lambda: driver.tree.path()[0].content == "tell me of whales")
         await driver.idle()
         assert "Resumed: Big ones" in driver.text()
         await driver.press("ctrl+o")
-        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
+        await driver.opens(SessionsScreen)
         sessions = driver.chat.database.sessions()
         other = next(number for number, one in enumerate(sessions) if one.title == "tell me of herrings")
         await driver.press(*["down"] * other, "ctrl+x")
-        await driver.until(lambda: isinstance(driver.app.screen, AskDialog))
+        await driver.opens(AskDialog)
         await driver.press("y")
         await driver.until(lambda: len(driver.chat.database.sessions()) == 1)
         assert driver.chat.database.sessions()[0].title == "Big ones"
@@ -289,7 +311,7 @@ async def test_whatever_is_typed_over_the_chats_is_searched_for() -> None:
             await driver.press("ctrl+n")
             await driver.until(lambda: driver.tree.head is None)
         await driver.press("ctrl+o")
-        await driver.until(lambda: isinstance(driver.app.screen, SessionsScreen))
+        await driver.opens(SessionsScreen)
         shown, search = driver.app.screen.query_one(OptionList), driver.app.screen.query_one(Input)
         await driver.type("/red?")
         await driver.until(lambda: search.value == "/red?")
@@ -348,7 +370,7 @@ async def test_a_message_that_does_not_fit_the_context_stays_in_the_input() -> N
         await driver.type("x\n")
         await driver.idle()
         driver.screen.composer.put(long)
-        await driver.pilot.pause()
+        await driver.settle()
         await driver.press("enter")
         await driver.until(lambda: "the context has" in driver.told)
         assert driver.typed == long
@@ -372,14 +394,14 @@ async def test_every_screen_survives_every_size(pocket: Path, size: tuple[int, i
     async with chat_app(pocket, max_tokens=6, size=(80, 24)) as driver:
         await driver.say("hello there")
         await driver.pilot.resize_terminal(*size)
-        await driver.pilot.pause()
+        await driver.settle()
         for keys in EVERYWHERE:
             await driver.press(*keys)
-            await driver.pilot.pause()
+            await driver.settle()
             driver.app.export_screenshot()
         await driver.press("escape")
         await driver.pilot.resize_terminal(80, 24)
-        await driver.pilot.pause()
+        await driver.settle()
         await driver.idle()
         assert "hello there" in driver.text()
 
@@ -389,12 +411,13 @@ async def test_the_end_stays_in_view_when_the_window_shrinks() -> None:
         await driver.say("hello")
         await driver.say("once more")
         await driver.pilot.resize_terminal(30, 8)
-        await driver.pilot.pause()
+        await driver.settle()
         transcript = driver.transcript
         assert transcript.scroll_offset.y == transcript.max_scroll_y > 0
         transcript.focus()
+        await driver.settle()
         await driver.press("home")
-        await driver.pilot.pause()
+        await driver.settle()
         assert transcript.scroll_offset.y == 0
 
 
@@ -418,7 +441,7 @@ async def test_nothing_hostile_reaches_the_terminal() -> None:
         seen = ""
         for keys in INTO_MESSAGES:
             await driver.press(*keys)
-            await driver.pilot.pause()
+            await driver.settle()
             for text, _ in screen_styles(driver.app):
                 assert not any(
                     ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in text
@@ -428,7 +451,7 @@ async def test_nothing_hostile_reaches_the_terminal() -> None:
         assert "␛[2J" in seen
         driver.app.say(HOSTILE, hint=HOSTILE)
         driver.screen._note(HOSTILE)
-        await driver.pilot.pause()
+        await driver.settle()
         assert "\x1b" not in "".join(text for text, _ in screen_styles(driver.app))
 
 
@@ -440,7 +463,7 @@ async def test_no_color_draws_no_color(monkeypatch: pytest.MonkeyPatch, pocket: 
     async with chat_app(pocket, max_tokens=8) as driver:
         await driver.say("hello there")
         await driver.press("ctrl+t", "ctrl+s", "ctrl+up", "t")
-        await driver.pilot.pause()
+        await driver.settle()
         styles = [style for _, style in screen_styles(driver.app) if style is not None]
         assert all(color.is_default for style in styles for color in (style.color, style.bgcolor) if color is not None)
         assert any(style.reverse for style in styles)
@@ -452,7 +475,7 @@ async def test_a_theme_is_kept_for_the_next_time(monkeypatch: pytest.MonkeyPatch
     async with chat_app(max_tokens=2) as driver:
         assert driver.app.theme == LIGHT.name
         driver.app.theme = "nord"
-        await driver.pilot.pause()
+        await driver.settle()
     async with chat_app(max_tokens=2) as driver:
         assert driver.app.theme == "nord"
 

@@ -62,7 +62,7 @@ Opening = Callable[[], AbstractAsyncContextManager[EdgetuneApp]]
 def keys(*names: str, text: str = "") -> Act:
     async def act(driver: Driver) -> None:
         await driver.press(*names)
-        await driver.pilot.pause()
+        await driver.settle()
         await driver.type(text)
 
     return act
@@ -74,7 +74,7 @@ async def ask(driver: Driver) -> None:
 
 async def ask_both(driver: Driver) -> None:
     await driver.press("ctrl+g")
-    await driver.pilot.pause()
+    await driver.settle()
     await driver.type("What is the sea like?\n")
 
 

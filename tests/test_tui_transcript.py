@@ -61,22 +61,22 @@ async def test_a_long_conversation_is_drawn_where_one_looks(monkeypatch: pytest.
     async with chat_app(tree=long_tree(200), ctx_size=256, size=(60, 20)) as driver:
         transcript = driver.transcript
         await driver.pilot.resize_terminal(50, 20)
-        await driver.pilot.pause()
+        await driver.settle()
         assert "answer 199" in driver.text()
         assert sum(block.is_drawn for block in transcript._blocks) < 40
         await driver.press("ctrl+up", "home")
-        await driver.pilot.pause()
+        await driver.settle()
         assert "question 0" in driver.text()
         transcript.scroll_to(y=transcript.max_scroll_y // 2, animate=False)
-        await driver.pilot.pause()
+        await driver.settle()
         before = driver.text().splitlines()[:8]
         while not all(block.is_drawn for block in transcript._blocks):
             draw_rest(transcript)
-        await driver.pilot.pause()
+        await driver.settle()
         # What is in view stays there while what is above turns out to be of another height.
         assert driver.text().splitlines()[:8] == before
         whole = [strip.text.strip() for block in transcript._blocks for strip in block.strips]
         assert [text for text in whole if text.startswith("answer")] == [f"answer {number}" for number in range(200)]
         await driver.press("end")
-        await driver.pilot.pause()
+        await driver.settle()
         assert "answer 199" in driver.text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,10 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from textual import events
+from textual.message_pump import MessagePump
 from textual.pilot import Pilot
+from textual.screen import Screen
 
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.chat import Node, Tree, open_session
@@ -31,11 +34,17 @@ from tests.ggufs import base_gguf
 
 ENDLESS = Sampling(temp=0.8, seed=3, ignore_eos=True)
 """For replies that are stopped."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
 _WORDS = ("The", " sea", " is", " wide", " and", " **deep**", ".", "\n\n", "- salt", "\n- waves", "\n\n", "```python\n",
           "depth = 11", "\n", "```")  # fmt: skip
 _CHANCES = (0.93, 0.61, 0.97, 0.22, 0.8, 0.05, 0.99, 0.7, 0.3, 0.9, 0.99, 0.98, 0.4, 0.99, 0.99)
-_NAMES = {" ": "space", "?": "question_mark", ".": "full_stop", "/": "slash", "@": "at", "-": "minus", ",": "comma"}
+_MOST_ROUNDS = 100
+_CHARS = {
+    "enter": "\r", "space": " ", "question_mark": "?", "full_stop": ".", "slash": "/", "at": "@", "minus": "-",
+    "plus": "+", "comma": ",", "tab": "\t",
+}  # fmt: skip
+_NAMES = {char: name for name, char in _CHARS.items()} | {"\n": "enter"}
+AnyScreen = TypeVar("AnyScreen", bound=Screen[Any])
 
 
 @lru_cache(1)
@@ -50,11 +59,87 @@ def pocket_gguf(directory: Path) -> Path:
 
 
 @dataclass
-class Driver:
-    """The app, and the ways to wait for it."""
+class Hands:
+    """Whoever sits at the app: presses keys, and waits for what comes of them.
+
+    Textual's own pilot takes a process that gets no processor for one that has nothing left to do; here a key is done
+    when no message waits anywhere.
+    """
 
     app: EdgetuneApp
     pilot: Pilot[None]
+
+    async def press(self, *keys: str) -> None:
+        """Press keys, each when the one before has done what it does."""
+        for key in keys:
+            self.app.post_message(events.Key(key, _CHARS.get(key, key if len(key) == 1 else None)))
+            await self.settle()
+
+    async def type(self, text: str) -> None:
+        """Type into what has the focus, as fast as a burst of bytes comes."""
+        for char in text:
+            self.app.post_message(events.Key(_NAMES.get(char, char), _CHARS.get(_NAMES.get(char, char), char)))
+        await self.settle()
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        """Wait for `holds`."""
+        end = time.monotonic() + _PATIENCE_S
+        while not holds():
+            if self.app._exception is not None:
+                raise self.app._exception
+            assert time.monotonic() < end, f"waited in vain; the screen:\n{self.text()}"
+            await asyncio.sleep(0.01)
+        await self.settle()
+
+    async def opens(self, kind: builtins.type[AnyScreen]) -> AnyScreen:
+        """Wait until a screen of this kind is there to be typed into, and return it."""
+        await self.until(lambda: isinstance(self.app.screen, kind))
+        screen = self.app.screen
+        assert isinstance(screen, kind)
+        await self.until(lambda: screen.focused is not None or not screen.focus_chain)
+        return screen
+
+    async def settle(self) -> None:
+        """Wait until no message waits, here or in any widget; and draw."""
+        quiet = 0
+        for _ in range(_MOST_ROUNDS):
+            quiet = quiet + 1 if await self._is_quiet() else 0
+            if quiet == 2 or not self.app.is_running:
+                break
+        if self.app.is_running and self.app.screen_stack:
+            self.app.screen._on_timer_update()
+
+    async def _is_quiet(self) -> bool:
+        """Let everybody do what there is to do; whether nothing came of it that is yet to be done."""
+        screens = self.app.screen_stack if self.app.is_running else []
+        nodes = [self.app, *(node for screen in screens for node in screen.walk_children(with_self=True))]
+        waiting: set[MessagePump] = set()
+
+        def done(node: MessagePump) -> None:
+            waiting.discard(node)
+
+        for node in nodes:
+            if node.call_later(done, node):
+                waiting.add(node)
+        # What is on its way out does nothing any more.
+        while any(node.is_running for node in waiting) and self.app._exception is None:
+            await asyncio.sleep(0.001)
+        return not any(node.message_queue_size for node in nodes)
+
+    @property
+    def told(self) -> str:
+        """The messages that were shown for a while."""
+        return "\n".join(f"{one.title}\n{one.message}" for one in self.app._notifications)
+
+    def text(self) -> str:
+        """What is on the screen."""
+        return screen_text(self.app)
+
+
+@dataclass
+class Driver(Hands):
+    """Whoever sits at a chat."""
+
     chat: OpenChat
 
     @property
@@ -74,35 +159,17 @@ class Driver:
     def typed(self) -> str:
         return self.screen.composer.entry.text
 
-    async def until(self, holds: Callable[[], Any]) -> None:
-        """Wait for `holds`."""
-        end = time.monotonic() + _PATIENCE_S
-        while not holds():
-            assert time.monotonic() < end, f"waited in vain; the screen:\n{self.text()}"
-            await asyncio.sleep(0.01)
-        await self.pilot.pause()
-
     async def idle(self) -> None:
-        """Wait until nothing is being made."""
-        await self.pilot.pause()
-        await self.until(
-            lambda: (
-                self.screen.run_now is None
-                and not self.app.engine_worker.is_busy
-                and not any(worker.group == "look ahead" and not worker.is_finished for worker in self.app.workers)
-            )
-        )
+        """Wait until nothing is being made, and what came of it is shown."""
+        await self.settle()
+        while not self._is_idle():
+            await self.until(self._is_idle)
 
-    async def press(self, *keys: str) -> None:
-        """Press keys, one after the other."""
-        await self.pilot.press(*keys)
-
-    async def type(self, text: str) -> None:
-        """Type into what has the focus, as fast as a burst of bytes comes."""
-        for char in text:
-            name = "enter" if char == "\n" else _NAMES.get(char, char)
-            self.app.post_message(events.Key(name, "\r" if char == "\n" else char))
-        await self.pilot.pause()
+    def _is_idle(self) -> bool:
+        # Over the chat, a worker may wait for the answer of a dialog.
+        is_over = self.app.screen is not self.screen
+        is_working = any(not one.is_finished for one in self.app.workers if not is_over or one.group == "look ahead")
+        return self.screen.run_now is None and not self.app.engine_worker.is_busy and not is_working
 
     async def say(self, text: str) -> Node:
         """Send a message and wait for the reply."""
@@ -117,15 +184,6 @@ class Driver:
         await self.until(
             lambda: (run := self.screen.run_now) and run.replies and len(run.replies[0].generation.ids) >= tokens
         )
-
-    @property
-    def told(self) -> str:
-        """The messages that were shown for a while."""
-        return "\n".join(f"{one.title}\n{one.message}" for one in self.app._notifications)
-
-    def text(self) -> str:
-        """What is on the screen."""
-        return screen_text(self.app)
 
 
 def screen_text(app: EdgetuneApp) -> str:

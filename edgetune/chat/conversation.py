@@ -299,12 +299,16 @@ class Conversation:
         node = Node("assistant", "", parent=self.tree.head, meta={**(meta or {}), **self._describe(setting)})
         return Reply(self, generation, prompt=prompt, node=node, head_before=before, dropped=dropped, known=known)
 
+    @property
+    def adapters_now(self) -> dict[str, Any]:
+        """What a reply's meta data say of the adapters applied now."""
+        return _describe_adapters(self._engine.adapters)
+
     def _describe(self, setting: Setting) -> dict[str, Any]:
-        adapters = self._engine.adapters if setting.adapters is None else setting.adapters
         return {
             **({"vocabulary": self._vocabulary} if self._vocabulary else {}),
             "sampling": changes(setting.sampling),
-            "adapters": [{"path": str(one.path), "scale": one.scale} for one in adapters if one.scale],
+            **_describe_adapters(self._engine.adapters if setting.adapters is None else setting.adapters),
         }
 
     def _prompt(
@@ -347,6 +351,10 @@ class Conversation:
     def _tell(self, *nodes: Node) -> None:
         if self.recorder is not None:
             self.recorder.changed(self, *nodes)
+
+
+def _describe_adapters(adapters: Sequence[LoraSpec]) -> dict[str, Any]:
+    return {"adapters": [{"path": str(one.path), "scale": one.scale} for one in adapters if one.scale]}
 
 
 def _chosen(node: Node, token_index: int, alternative_id: int) -> list[TokenChoice]:

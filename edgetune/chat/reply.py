@@ -81,6 +81,11 @@ class Reply:
         self.generation.change_sampling(sampling)
         self.node.meta["sampling"] = changes(sampling)
 
+    def change_adapters(self) -> None:
+        """Go on under the adapters that the engine has now, from the next token on. For the thread that iterates."""
+        self.generation.change_adapters()
+        self.node.meta.update(self._conversation.adapters_now)
+
     def take_note(self) -> None:
         """Something was said: called by whoever advances the generation."""
         self._enter()

@@ -117,7 +117,8 @@ class ChatReplies(ChatSettings):
         self._frames.resume()
         problem: EdgetuneError | OSError | None = None
         try:
-            await self.on_engine(run.pump)
+            worker = self.edgetune.engine_worker
+            await self.on_engine(lambda: run.pump(worker.between_tokens))
         except (EdgetuneError, OSError) as error:
             problem = error
         self._frames.pause()

@@ -27,6 +27,7 @@ class ChatSettings(ChatOutlook):
     def __init__(self, chat: OpenChat) -> None:
         super().__init__(chat)
         self._preset = _preset_of(chat)
+        self._adapter_changes = 0
 
     def _show_settings(self) -> None:
         conversation, session = self.chat.conversation, self.chat.session
@@ -85,7 +86,7 @@ class ChatSettings(ChatOutlook):
 
     @work(exclusive=False)
     async def _change_adapter(self, path: Path, value: float | str | None) -> None:
-        session, conversation = self.chat.session, self.chat.conversation
+        session = self.chat.session
         known = {spec.path: spec for spec in session.engine.adapters}
         if value is None:
             is_on = path in known and known[path].scale
@@ -93,20 +94,38 @@ class ChatSettings(ChatOutlook):
                 0.0 if is_on else float(self.side.query_one("#adapters", ControlList).values.get(str(path), 1.0)) or 1.0
             )
         scale = float(value)
-        if self.run_now is not None:
-            self.edgetune.say("The adapter changes with the next reply.")
-
-        def apply() -> None:
-            session.set_adapter(path, scale)
-            conversation.template = session.template or conversation.template
-
+        self._adapter_changes += 1
+        number = self._adapter_changes
         try:
-            await self.edgetune.engine_worker.run_latest(f"adapter {path}", apply)
+            is_later = await self.edgetune.engine_worker.run_between(lambda: self._apply_adapter(path, scale))
         except (EdgetuneError, OSError) as error:
             self.edgetune.say_error(error)
+        else:
+            if is_later:
+                self.edgetune.say("The adapter has a chat template of its own: it changes with the next reply.")
         self._show_settings()
-        await self._list_adapters()
-        self._look_ahead()
+        # A slider that is still being moved stays where it was moved to.
+        if number == self._adapter_changes:
+            await self._list_adapters()
+            self._look_ahead()
+
+    def _apply_adapter(self, path: Path, scale: float) -> bool:
+        """Set it for what comes, and for the reply that runs; whether that one has to go on as it is.
+
+        For the engine's thread, between two tokens.
+        """
+        session, conversation, run = self.chat.session, self.chat.conversation, self.run_now
+        session.set_adapter(path, scale)
+        template = session.template or conversation.template
+        running = [reply for reply in run.replies if reply.finish_reason is None] if run is not None else []
+        if running and template.source != conversation.template.source:
+            # What was asked was written by the old template, and what is being said is read by it.
+            self.edgetune.engine_worker.submit(lambda: setattr(conversation, "template", template))
+            return True
+        conversation.template = template
+        for reply in running:
+            reply.change_adapters()
+        return False
 
     async def _list_adapters(self) -> None:
         session = self.chat.session

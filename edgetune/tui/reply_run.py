@@ -7,7 +7,7 @@ by what a frame costs, so that drawing takes a small share of the time of decodi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from edgetune.chat.conversation import Conversation
 from edgetune.chat.reply import Reply
@@ -70,14 +70,15 @@ class ReplyRun:
         self.is_cancelled = False
         """Whether it was to end early."""
 
-    def pump(self) -> None:
-        """Make them, to the end. For the engine's thread."""
+    def pump(self, between_tokens: Callable[[], None] = lambda: None) -> None:
+        """Make them, to the end, with other work in between. For the engine's thread."""
         if len(self.replies) == 1:
             steps: Iterator[object] = iter(self.replies[0])
         else:
             steps = self._conversation.run_together(self.replies)
         reasons = self._conversation.thinking is not None
         for _ in steps:
+            between_tokens()
             if reasons and (now := time.monotonic()) - self._looked >= FASTEST:
                 self._looked = now
                 self._read_parts()

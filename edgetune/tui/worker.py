@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ class EngineWorker:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._latest: dict[str, Future[Any]] = {}
+        self._between: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._waiting = 0
 
@@ -52,6 +54,26 @@ class EngineWorker:
             if future.cancelled() and self._latest.get(name) is not future:
                 return None
             raise
+
+    async def run_between(self, work: Callable[[], T]) -> T:
+        """As `run`, but between two tokens of the reply that runs, if one does."""
+        value: Future[T] = Future()
+
+        def settle() -> None:
+            try:
+                value.set_result(work())
+            except BaseException as error:  # noqa: BLE001  (raised where it is waited for)
+                value.set_exception(error)
+
+        self._between.append(settle)
+        # Whoever comes first does it: the reply at its next token, or the thread when it has nothing else to do.
+        self.submit(self.between_tokens)
+        return await asyncio.wrap_future(value)
+
+    def between_tokens(self) -> None:
+        """Do what waits for `run_between`. For the engine's thread."""
+        while self._between:
+            self._between.popleft()()
 
     def close(self) -> None:
         """Take nothing new; what waits is dropped, what runs is waited for."""
