@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -84,12 +85,24 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_leftovers_of_a_killed_process_are_removed_from_a_run(tmp_path: Path) -> None:
-    for name in (".checkpoint-4.host-1.partial", "..adapter.host-1.old", ".adapter", "checkpoint-2", "best-2"):
+    for name in (".checkpoint-4.host-1.partial", "..adapter.host-1.old", ".adapter", "checkpoint-2", "checkpoint-4"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_model.safetensors").touch()
-    (tmp_path / "checkpoint-2" / "state.json").touch()
+    for name in ("checkpoint-0", "best-1", "best-3"):
+        (tmp_path / name).mkdir()
+    for name, best in (("checkpoint-2", {"step": 1}), ("checkpoint-4", {"step": 3})):
+        (tmp_path / name / "state.json").write_text(json.dumps({"position": {"best": best}}))
     (tmp_path / ".metrics.jsonl.host-1.partial").touch()
     (tmp_path / "metrics.jsonl").touch()
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-2", "checkpoint-2", "metrics.jsonl"]
-    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-2"]
+    left = ["best-3", "checkpoint-2", "checkpoint-4", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"]
+    # A checkpoint that cannot be read may be removed by hand: what those before it need stays.
+    (tmp_path / "checkpoint-4" / "state.json").write_text("{")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (tmp_path / name / "state.json").unlink()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -108,16 +108,26 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
 
 def last_settled(run_dir: Path) -> dict[str, int]:
     """What the run's last checkpoint remembers of its layout; empty when there is none to be read."""
+    position = _last_position(run_dir)
+    return position.settled if position is not None else {}
+
+
+def _last_position(run_dir: Path) -> Position | None:
     try:
         state = json.loads((list_checkpoints(run_dir)[-1] / _STATE).read_text(encoding="utf-8"))
-        return dict(state["position"].get("settled", {}))
+        return Position(**state["position"])
     except (IndexError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return None
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a killed process left half-written; only for who alone works on the run."""
-    for path in (*run_dir.glob(".*.partial"), *run_dir.glob(".*.old"), run_dir / ".adapter"):
+    """Remove what a killed process left half-written or half-removed; only for who alone works on the run."""
+    whole = list_checkpoints(run_dir)
+    half = [path for path in run_dir.glob("checkpoint-*") if path not in whole]
+    position = _last_position(run_dir) or (None if whole else Position())
+    if position is not None:
+        half += [path for path in run_dir.glob("best-*") if path != best_dir(run_dir, position)]
+    for path in (*half, *run_dir.glob(".*.partial"), *run_dir.glob(".*.old"), run_dir / ".adapter"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
