@@ -261,7 +261,8 @@ class Loop:
         value = found.values[metric]
         before = position.best.get("value", math.nan)
         more_is_better = self.task.metrics.get(metric, False)
-        if not position.best or (value > before if more_is_better else value < before):
+        better = not position.best or (value > before if more_is_better else value < before)
+        if better and math.isfinite(value):
             position.best, position.stale = {"step": position.step, "value": value}, 0
             if self.world.leads:
                 self.keep_best(position)

@@ -137,9 +137,8 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(prepared.mix.size, settings)
-    frozen_bytes = (
-        prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
-    )
+    _tell_stopping(settings, total, per_epoch, sink)
+    base = frozen_base(prepared.model_dir, method, adapted, dtype)
     if settings.fsdp or launcher_splits():
         check_splittable(adapted, prepared.model_dir, settings.method)
         frozen_bytes -= int(frozen_bytes * layers_share(adapted) * (1 - 1 / world_size()))
@@ -184,6 +183,14 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
         free_memory_bytes=free,
         grad_checkpointing=checkpointing,
     )
+
+
+def _tell_stopping(settings: TrainSettings, steps: int, per_epoch: int, sink: Sink) -> None:
+    """Say so where early stopping was asked for and cannot happen."""
+    measured = -(-steps // (settings.eval_every or per_epoch))
+    if settings.early_stopping >= measured:
+        often = f"--early-stopping {settings.early_stopping} cannot stop a run that is measured {measured} times."
+        sink(Notice(f"{often} --eval-every {max(1, per_epoch // 4)} measures it four times an epoch.", "warning"))
 
 
 def _needed(memory: Memory | None, device: torch.device) -> int:
