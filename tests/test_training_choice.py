@@ -127,7 +127,7 @@ def test_the_best_cannot_be_chosen_without_rows_to_choose_by(settings: TrainSett
     data = write_rows(tmp_path / "few", {"train": [{"prompt": "fox", "completion": " dog"}]})
     for options in ({"metric": "loss"}, {"early_stopping": 2}):
         with pytest.raises(UsageError, match="no validation rows to choose the best adapter by"):
-            train(replace(settings, data=(str(data),), **options))  # type: ignore[arg-type]
+            train(replace(settings, data=(str(data),), **options))
 
 
 def test_a_seed_is_one_run_and_another_one_another(settings: TrainSettings, tmp_path: Path) -> None:

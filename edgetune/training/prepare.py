@@ -138,7 +138,9 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(prepared.mix.size, settings)
     _tell_stopping(settings, total, per_epoch, sink)
-    base = frozen_base(prepared.model_dir, method, adapted, dtype)
+    frozen_bytes = (
+        prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
+    )
     if settings.fsdp or launcher_splits():
         check_splittable(adapted, prepared.model_dir, settings.method)
         frozen_bytes -= int(frozen_bytes * layers_share(adapted) * (1 - 1 / world_size()))
