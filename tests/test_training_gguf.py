@@ -133,7 +133,7 @@ def test_the_loss_of_a_head_in_blocks_is_that_of_a_plain_one(
     name = "token_embd.weight"
     blocks = Blocks(tensors.raw(name), tensors.type(name), tensors.shape(name)[-1])
     # Several pieces of the vocabulary, the last one smaller, and several stretches of tokens.
-    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", blocks.columns * (blocks.shape[0] // 3 + 1))
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", blocks.columns * (blocks.shape[0] // 3 + 1))
     monkeypatch.setattr(fused_loss_blocks, "TOKENS", 48)
     torch.manual_seed(0)
     bias = torch.randn(blocks.shape[0]) if with_bias else None
@@ -170,7 +170,7 @@ def test_no_step_makes_the_whole_head(
 
     vocabulary = read_gguf_config(coarse)["vocab_size"]
     monkeypatch.setattr(Blocks, "matrix", watched)
-    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 1 << 12)
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", 1 << 12)
     assert train(coarse, rows, tmp_path / "run") == 0
     assert made
     assert vocabulary not in made

@@ -16,7 +16,7 @@ from edgetune.data import Tokenized
 from edgetune.errors import UnsupportedError
 from edgetune.training import TrainSettings
 from edgetune.training.forecast import Case, forecast, probe, propose
-from edgetune.training.memory import Memory, kept_bytes
+from edgetune.training.memory import Frozen, Memory, estimate, frozen_base, kept_bytes, process_bytes
 from tests.checkpoints import edit_json, write_checkpoint
 from tests.task_models import write_model, write_rows
 from tests.test_tasks_training import rows_of
@@ -154,9 +154,54 @@ def test_a_dry_run_tells_what_the_plan_of_its_rows_is(base_dir: Path, tmp_path: 
     assert one < four
     assert planned(base_dir, data, batch_size=4, grad_checkpointing="on", **settings) < four
     assert planned(base_dir, data, batch_size=4, max_length=16, **settings) < four
-    # Rows that are packed compute their loss in chunks and have no padding.
-    assert planned(base_dir, data, batch_size=4, packing=False, **settings) > four
+    sixteen = planned(base_dir, data, batch_size=16, **settings)
+    assert planned(base_dir, data, batch_size=16, packing=False, **settings) > sixteen
     assert planned(base_dir, data, batch_size=4, method="full", task="completion") > four
+
+
+def test_how_the_base_lies_in_memory(base_dir: Path, tmp_path: Path) -> None:
+    import torch
+
+    from edgetune.export import export_base
+    from edgetune.training.forecast import _without_weights
+    from edgetune.training.methods import find_method
+
+    def frozen(model: Path, method: str, dtype: torch.dtype) -> Frozen:
+        _, adapted = _without_weights(TrainSettings(model=str(model), method=method, rank=4), model, dtype)
+        return frozen_base(model, find_method(method), adapted, dtype)
+
+    stored, size = torch.float32, (base_dir / "model.safetensors").stat().st_size
+    whole, half = frozen(base_dir, "lora", stored), frozen(base_dir, "lora", torch.bfloat16)
+    assert whole.weights == 2 * half.weights
+    # Weights of another type than the files' exist twice for a while.
+    assert (whole.mapped, half.mapped, frozen(base_dir, "full", torch.bfloat16).mapped) == (0, size, 0)
+    assert frozen(base_dir, "full", stored).weights == 0
+    gguf = export_base(base_dir, tmp_path / "base.gguf", outtype="f16").path
+    in_blocks = frozen(gguf, "lora", stored)
+    assert in_blocks.weights == gguf.stat().st_size
+    assert in_blocks.piece > 0
+    assert whole.piece == 0
+
+
+def test_loading_counts_where_it_takes_more_than_a_step(base_dir: Path) -> None:
+    import torch
+
+    from edgetune.training.forecast import _without_weights
+
+    _, adapted = _without_weights(TrainSettings(model=str(base_dir), rank=4), base_dir, torch.float32)
+
+    def planned(base: Frozen, *, on_cpu: bool = True) -> Memory:
+        sizes = {"rows": 1, "length": 64, "learned": 32}
+        return estimate(adapted, base, checkpointing=False, fused=True, on_cpu=on_cpu, **sizes)
+
+    plain, much = planned(Frozen(1000)), planned(Frozen(1000, mapped=1 << 40))
+    assert plain.loading == planned(Frozen(1000, mapped=1000)).loading == 0
+    assert much.total == much.runtime + 1000 + (1 << 40)
+    assert planned(Frozen(1000, mapped=1 << 40), on_cpu=False).loading == 0
+    # What the process has by now, its run will have as well.
+    assert plain.runtime > process_bytes() > 50e6
+    # A head in blocks is never a whole, nor are its logits.
+    assert planned(Frozen(1000, piece=10)).loss < plain.loss
 
 
 @pytest.mark.parametrize(

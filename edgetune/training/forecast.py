@@ -16,12 +16,12 @@ import numpy as np
 from edgetune.data import Tokenized
 from edgetune.errors import UnsupportedError
 from edgetune.events import Progress, Sink, ignore
-from edgetune.training.bases import find_base, is_gguf, read_config
+from edgetune.training.bases import find_base, load_base_tokenizer, read_config
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, is_out_of_memory
 from edgetune.training.fused_lora import fuse_lora
 from edgetune.training.layout_lean import start_checkpointing
 from edgetune.training.loss import prompt_length
-from edgetune.training.memory import HEADROOM, Memory, estimate
+from edgetune.training.memory import HEADROOM, Memory, estimate, frozen_base
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
 from edgetune.training.speed import speed_up
@@ -89,23 +89,24 @@ def forecast(settings: TrainSettings) -> Forecast:
     context = context_length(config) or LENGTHS[-1]
     lengths = sorted({*(length for length in LENGTHS if length <= context), settings.max_length or min(2048, context)})
     free = free_memory_bytes(device)
-    frozen_bytes = find_method(settings.method).frozen_bytes(adapted, dtype)
-    if is_gguf(model_dir):
-        frozen_bytes = model_dir.stat().st_size
+    base = frozen_base(model_dir, find_method(settings.method), adapted, dtype)
+    # Training has it as well, and large vocabularies are hundreds of megabytes.
+    tokenizer = load_base_tokenizer(model_dir, chat_template=None, now=None)
     cases = []
     for length in lengths:
         for checkpointing in (False, True):
             memory = estimate(
                 adapted,
+                base,
                 rows=1,
                 length=length,
                 learned=int(length * _LEARNED),
                 checkpointing=checkpointing,
                 fused=True,
                 on_cpu=device.type == "cpu",
-                frozen_bytes=frozen_bytes,
             )
             cases.append(Case(length, checkpointing, memory, memory.total <= free * HEADROOM))
+    del tokenizer
     trained = [parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad]
     return Forecast(
         model_dir,
@@ -192,8 +193,10 @@ def _without_weights(settings: TrainSettings, model_dir: Path, dtype: torch.dtyp
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         model.requires_grad_(False)
-        adapted = find_method(settings.method).attach(model, settings, model_dir, task, sink=ignore)
-    fuse_lora(adapted)
+        method = find_method(settings.method)
+        adapted = method.attach(model, settings, model_dir, task, sink=ignore)
+    if method.fuses:
+        fuse_lora(adapted)
     if model.base_model is model:
         raise UnsupportedError(f"{model_dir} is a {type(model).__name__}, whose memory cannot be foretold.")
     return config, adapted

@@ -71,11 +71,18 @@ def find_head(model: Any) -> FusedHead | None:
     return _heads[model]
 
 
+def has_known_head(model: Any) -> bool:
+    """Whether `find_head` is going to look at the head of `model`, which may be without its numbers."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module = base.get_output_embeddings()
+    return module is not None and base.base_model is not base and _is_known(module) and not _has_prompt(model)
+
+
 def _find(model: Any) -> FusedHead | None:
+    if not has_known_head(model):
+        return None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     module, body = base.get_output_embeddings(), base.base_model
-    if module is None or body is base or not _is_known(module) or _has_prompt(model):
-        return None
     config = base.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)

@@ -2,15 +2,23 @@
 
 The model, with its adapter, stands on torch's meta device and goes through one forward pass there, which computes
 nothing; every tensor that autograd keeps is counted once. Weights, gradients, the optimizer's moments and the head's
-chunk of logits are known from shapes. The rest, which torch and its libraries take by themselves, is what was measured.
+chunk of logits are known from shapes. What libraries, tokenizer and data take is read off this process, which has them
+all by the time it is asked. The slack of the allocator alone is a share that was measured (`benchmarks/plan.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from edgetune.fingerprint import read_safetensors_header, safetensors_files
+from edgetune.training.bases import is_gguf
 from edgetune.training.fused_loss import CHUNK
+from edgetune.training.methods.base import Method
 from edgetune.training.model import text_config
 
 if TYPE_CHECKING:
@@ -22,12 +30,14 @@ _TRACED = "edgetune_traced"
 _ADAPTER_BYTES = 16
 """A trained parameter: itself, its gradient and two moments, in f32."""
 
-_RUNTIME = 800e6
-"""torch, transformers, PEFT and their libraries in a process that trains on the CPU."""
+_LATE = 25e6
+"""What a run on the CPU takes of libraries after it was planned: threads, the optimizer's code, pages touched late."""
 
-_KERNELS = 0.25
-"""What the allocator and oneDNN's compiled kernels hold on the CPU, as a share of what a step allocates and frees."""
+_SLACK = {2: 0.25, 4: 0.07}
+"""What the allocator holds on the CPU, as a share of what a step allocates and frees, by the bytes of a number; for
+bf16 with the kernels that oneDNN compiles for every shape."""
 
+_GPU_SLACK = 0.1
 
 HEADROOM = 0.9
 """Share of the free memory that a run may be meant to take."""
@@ -46,16 +56,51 @@ class Memory:
     loss: int
     """Logits and their gradient."""
     runtime: int
-    """Libraries, their buffers, the allocator's slack."""
+    """Libraries, tokenizer, data, the allocator's slack."""
+    loading: int = 0
+    """By how much loading the base goes above all that: its files are mapped while their numbers are converted."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.adapter + self.activations + self.loss + self.runtime
+        return self.weights + self.adapter + self.activations + self.loss + self.runtime + self.loading
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """How the base lies in memory."""
+
+    weights: int
+    """Bytes of the weights that are not trained."""
+    mapped: int = 0
+    """Bytes of the files that are mapped beside the weights while these are loaded."""
+    piece: int = 0
+    """Bytes of the largest part of a base in blocks that is dequantized at a time; 0: it is not in blocks."""
+
+
+def frozen_base(model_dir: Path, method: Method, adapted: Any, dtype: torch.dtype) -> Frozen:
+    """What the base in `model_dir` takes, loaded by `method` to be computed in `dtype`. `adapted` is on meta."""
+    from torch.nn import Linear
+
+    if is_gguf(model_dir):
+        from edgetune.training.gguf_base.blocks import NUMBERS_AT_ONCE
+
+        head = adapted.get_base_model().get_output_embeddings()
+        largest = max(m.weight.numel() for m in adapted.modules() if isinstance(m, Linear) and m is not head)
+        return Frozen(model_dir.stat().st_size, piece=max(largest, NUMBERS_AT_ONCE) * dtype.itemsize)
+    files = safetensors_files(model_dir)
+    stored = {str(entry["dtype"]) for path in files for entry in read_safetensors_header(path)[0].values()}
+    converted = stored != {_STORED[str(method.load_dtype(dtype))]}
+    mapped = sum(path.stat().st_size for path in files) if converted else 0
+    return Frozen(method.frozen_bytes(adapted, dtype), mapped)
+
+
+_STORED = {"torch.bfloat16": "BF16", "torch.float32": "F32"}
 
 
 def estimate(
     adapted: Any,
+    base: Frozen,
     *,
     rows: int,
     length: int,
@@ -63,17 +108,15 @@ def estimate(
     checkpointing: bool,
     fused: bool,
     on_cpu: bool,
-    frozen_bytes: int | None = None,
     written: int = 0,
     outputs: int | None = None,
 ) -> Memory:
     """Memory of a step whose largest pass has `rows` rows of `length` tokens, `learned` of them with a loss.
 
-    `adapted` stands on the meta device. `fused`: whether head and loss are computed in chunks. `frozen_bytes`: of the
-    base where it is not kept as it computes (in quantized blocks). `written`: tokens of a row that an
-    encoder-decoder's decoder reads. `outputs`: logits of each thing learned, by default one for each token there is.
+    `adapted` stands on the meta device. `fused`: whether head and loss are computed in chunks. `written`: tokens of a
+    row that an encoder-decoder's decoder reads. `outputs`: logits of each thing learned, by default one for each token
+    there is.
     """
-    frozen = [parameter for parameter in adapted.parameters() if not parameter.requires_grad]
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     kept, itemsize = kept_bytes(adapted, rows=rows, length=length, written=written)
     config = text_config(adapted.config)
@@ -82,11 +125,22 @@ def estimate(
         layers = config.num_hidden_layers
         # Each layer's input, and everything of the one layer that is being computed again.
         kept = rows * (length + written) * config.hidden_size * itemsize * layers + kept // layers
-    tokens = min(learned, CHUNK) if fused else learned
-    loss = tokens * outputs * (itemsize + (0 if fused else 8)) + outputs * 64
-    weights = frozen_bytes if frozen_bytes is not None else sum(p.numel() * p.itemsize for p in frozen)
-    slack = int(_RUNTIME + _KERNELS * (kept + loss)) if on_cpu else int(0.1 * (kept + loss))
-    return Memory(weights, trained * _ADAPTER_BYTES, kept, loss, slack)
+    if fused and base.piece:
+        # The gradient of the hidden states in f32, a piece of the head, and about as much in logits for it.
+        loss = learned * config.hidden_size * 4 + 2 * base.piece
+    else:
+        tokens = min(learned, CHUNK) if fused else learned
+        loss = tokens * outputs * (itemsize + (0 if fused else 8)) + outputs * 64 + base.piece
+    step = trained * _ADAPTER_BYTES + kept + loss
+    slack = _LATE + process_bytes() + _SLACK[itemsize] * (kept + loss) if on_cpu else _GPU_SLACK * (kept + loss)
+    loading = max(0, base.mapped - step) if on_cpu else 0
+    return Memory(base.weights, trained * _ADAPTER_BYTES, kept, loss, int(slack), loading)
+
+
+@cache
+def process_bytes() -> int:
+    """What this process had taken when it was first asked: libraries, the tokenizer, the data."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0) -> tuple[int, int]:

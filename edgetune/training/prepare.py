@@ -6,7 +6,7 @@ Cheap checks come first, so that a wrong flag, path or row is told at once. `--d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence
 from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.paths import bytes_text
-from edgetune.training.bases import find_base, is_gguf, load_base_tokenizer, read_config, read_raw_config, read_template
+from edgetune.training.bases import find_base, load_base_tokenizer, read_config, read_raw_config, read_template
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.fused_lora import fuse_lora
+from edgetune.training.fused_loss import has_known_head
 from edgetune.training.layout_lean import can_checkpoint
 from edgetune.training.loop import count_steps
 from edgetune.training.loss import prompt_length
-from edgetune.training.memory import HEADROOM, Memory, estimate
+from edgetune.training.memory import HEADROOM, Frozen, Memory, estimate, frozen_base
 from edgetune.training.methods import find_method
 from edgetune.training.mixing import Mix, mix
 from edgetune.training.model import context_length, text_config
@@ -138,19 +139,17 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
     frozen = sum(parameter.numel() for parameter in adapted.parameters() if not parameter.requires_grad)
     per_epoch, total = count_steps(prepared.mix.size, settings)
     _tell_stopping(settings, total, per_epoch, sink)
-    frozen_bytes = (
-        prepared.model_dir.stat().st_size if is_gguf(prepared.model_dir) else method.frozen_bytes(adapted, dtype)
-    )
+    base = frozen_base(prepared.model_dir, method, adapted, dtype)
     if settings.fsdp or launcher_splits():
         check_splittable(adapted, prepared.model_dir, settings.method)
-        frozen_bytes -= int(frozen_bytes * layers_share(adapted) * (1 - 1 / world_size()))
-    fuse_lora(adapted)
+        elsewhere = int(base.weights * layers_share(adapted) * (1 - 1 / world_size()))
+        base = replace(base, weights=base.weights - elsewhere)
+    if method.fuses:
+        fuse_lora(adapted)
 
     def step_memory(checkpointing: bool) -> Memory | None:
         on_cpu = device.type == "cpu"
-        return _step_memory(
-            settings, prepared, adapted, frozen_bytes=frozen_bytes, on_cpu=on_cpu, checkpointing=checkpointing
-        )
+        return _step_memory(settings, prepared, adapted, base, on_cpu=on_cpu, checkpointing=checkpointing)
 
     free = free_memory_bytes(device)
     checkpointing = settings.grad_checkpointing == "on"
@@ -204,8 +203,8 @@ def _step_memory(
     settings: TrainSettings,
     prepared: Prepared,
     adapted: Any,
+    base: Frozen,
     *,
-    frozen_bytes: int,
     on_cpu: bool,
     checkpointing: bool,
 ) -> Memory | None:
@@ -229,13 +228,13 @@ def _step_memory(
     try:
         return estimate(
             adapted,
+            base,
             rows=rows,
             length=longest,
             learned=learned,
             checkpointing=checkpointing,
-            fused=packed,
+            fused=packed or (packs and has_known_head(adapted)),
             on_cpu=on_cpu,
-            frozen_bytes=frozen_bytes,
             written=written,
             outputs=None if packs or written else getattr(prepared.config, "num_labels", 0),
         )

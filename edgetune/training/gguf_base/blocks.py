@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgetune.gguf_tensors import dequantize_pieces
 
-_NUMBERS_AT_ONCE = 1 << 22
+NUMBERS_AT_ONCE = 1 << 22
 """Numbers of a large matrix that exist at the same time where it is used piece by piece: 16 MiB in f32."""
 
 
@@ -36,7 +37,7 @@ class Blocks:
 
     def pieces(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
         """All numbers, some rows at a time: (number of the first row, (rows, columns))."""
-        step = max(1, _NUMBERS_AT_ONCE // self.columns)
+        step = max(1, NUMBERS_AT_ONCE // self.columns)
         for at in range(0, len(self.raw), step):
             yield at, self._numbers(self.raw[at : at + step], dtype, device)
 
@@ -47,13 +48,22 @@ class Blocks:
         return numbers[places.to(device)]
 
     def _numbers(self, raw: NDArray[np.uint8], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        result = torch.empty(len(raw) * self.columns, dtype=dtype)
+        result = _empty(len(raw) * self.columns, dtype)
 
         def keep(start: int, numbers: NDArray[np.float32]) -> None:
             result[start : start + len(numbers)].copy_(torch.from_numpy(numbers))
 
         dequantize_pieces(raw.reshape(-1), self.kind, keep)
         return result.view(len(raw), self.columns).to(device)
+
+
+def _empty(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for `count` numbers, (count,), that goes back to the system with the tensor.
+
+    What is made and let go hundreds of times a step would leave holes in malloc's heap, which small tensors that stay
+    keep from being used again: gigabytes of them.
+    """
+    return torch.frombuffer(mmap(-1, max(1, count) * dtype.itemsize), dtype=dtype)[:count]
 
 
 def join(parts: list[Blocks]) -> Blocks:

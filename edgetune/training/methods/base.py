@@ -27,9 +27,16 @@ class Method:
     options: ClassVar[Mapping[str, str]] = {}
     """What `settings.option` may hold for it: name → what it is."""
 
+    fuses: ClassVar[bool] = True
+    """Whether its LoRA layers, where it has any, stand on weights that `fused_lora` computes with."""
+
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base with the task's head, frozen. Raises `CorruptFileError`."""
         return load_base(model_dir, config, task=task, dtype=dtype, device=device)
+
+    def load_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What the base's weights are kept in when `dtype` is computed in."""
+        return dtype
 
     def attach(self, model: Any, settings: TrainSettings, model_dir: Path, task: Task, *, sink: Sink) -> Any:
         """`model` with what is trained on it, fresh. Also called without weights, for the plan.

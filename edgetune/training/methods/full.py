@@ -29,9 +29,13 @@ class Full(Method):
 
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base in f32: steps smaller than a bf16 number's last digit must not be lost."""
+        return load_base(model_dir, config, task=task, dtype=self.load_dtype(dtype), device=device)
+
+    def load_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """f32, whatever is computed in."""
         import torch
 
-        return load_base(model_dir, config, task=task, dtype=torch.float32, device=device)
+        return torch.float32
 
     def attach(self, model: Any, settings: TrainSettings, model_dir: Path, task: Task, *, sink: Sink) -> Any:
         """The model itself."""

@@ -28,6 +28,8 @@ _BITS = 4.127
 class Qlora(Lora):
     """LoRA beside 4-bit weights."""
 
+    fuses = False
+
     def load_base(self, model_dir: Path, config: Any, task: Task, *, dtype: torch.dtype, device: torch.device) -> Any:
         """The base with its linear layers in NF4; the head and embeddings stay as they are."""
         require_bitsandbytes()
