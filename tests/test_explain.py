@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +220,37 @@ def test_the_page_stands_alone_and_escapes_everything() -> None:
     assert "default-src 'none'" in text
     for title in ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token"):
         assert f"</span>{title}</h2>" in text
+
+
+def values_of(text: str, part: str) -> list[dict[str, Any]]:
+    """What the elements with the attribute `part` tell the page's script."""
+    found = re.findall(rf"<div {part}[^>]*><script type=application/json>(.*?)</script>", text)
+    return [json.loads(one) for one in found]
+
+
+def test_the_pages_script_gets_the_values_that_were_computed() -> None:
+    shown = explain_gguf(base_gguf("llama"), PROMPT, sampling=GREEDY, steps=2)
+    text, run_ = page(shown), shown.runs[0]
+    (maps,) = values_of(text, "data-maps")
+    attention = run_.stacks[0].attention
+    assert attention is not None
+    told = np.frombuffer(zlib.decompress(base64.b64decode(maps["deflated"])), np.uint8).reshape(attention.shape)
+    np.testing.assert_allclose(told / 255, attention, atol=0.003)
+    (rope,) = values_of(text, "data-rope")
+    assert rope["last"] == len(run_.stacks[0].tokens) - 1
+    (choice,) = values_of(text, "data-sampler")
+    assert choice["shares"][0] == pytest.approx(run_.steps[0].options[0].probability, rel=1e-4)
+    assert len(choice["shares"]) + sum(count for _, count in choice["tail"]) == shown.anatomy.vocabulary
+    mass = sum(choice["shares"]) + sum(count * np.exp(log) for log, count in choice["tail"])
+    assert mass == pytest.approx(1.0, abs=0.02)
+
+
+def test_guesses_at_every_token_come_with_their_probability() -> None:
+    ours = explain_gguf(base_gguf("gemma2"), PROMPT, sampling=GREEDY, steps=1).runs[0].stacks[0].blocks
+    torch = explain_checkpoint(checkpoint("gemma2"), PROMPT, sampling=GREEDY, steps=1).runs[0].stacks[0].blocks
+    for mine, other in zip(ours, torch, strict=True):
+        assert mine.lens.by_token_shares == pytest.approx(other.lens.by_token_shares, abs=5e-3)
+        assert mine.lens.by_token_shares[-1] == pytest.approx(mine.lens.guesses[0].probability, abs=1e-4)
 
 
 def test_the_command_prints_six_steps_and_json() -> None:

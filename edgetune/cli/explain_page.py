@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun, Step
-from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, visible
+from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, readable, visible
 
 _BAR = 12
 _MOST_BLOCKS = 48
@@ -38,8 +38,7 @@ def print_page(explanation: Explanation) -> None:
 
 
 def _prompt(console: Console, explanation: Explanation) -> None:
-    text = "\n".join(visible(line).replace("·", " ") if line else "" for line in explanation.rendered.split("\n"))
-    console.print(Text(text))
+    console.print(Text(readable(explanation.rendered)))
 
 
 def _tokens(console: Console, explanation: Explanation) -> None:

@@ -25,8 +25,8 @@ from edgetune.explain.checkpoint import Loaded, kind_of, load, read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
 from edgetune.explain.checkpoint_encoder import follow_encoder_checkpoint
 from edgetune.explain.checkpoint_states import BlockStates
-from edgetune.explain.filters import entropy, iter_filters, softmax
-from edgetune.explain.lens import divergence
+from edgetune.explain.filters import build_distribution, entropy, iter_filters, softmax
+from edgetune.explain.lens import divergence, likeliest
 from edgetune.explain.page import Anatomy, Explanation, Guess, Lensed, Option, Run, StackRun, Step
 from edgetune.explain.parts import (
     MOST_GUESSED,
@@ -185,6 +185,7 @@ class _Runner:
             filters=tuple(iter_filters(logits, self.sampling)),
             steps=self._loop(ids, encoded),
             entropy=entropy(logits),
+            distribution=build_distribution(logits, self.loaded.pieces),
         )
 
     def _first_targets(self) -> list[int]:
@@ -218,10 +219,13 @@ class _Runner:
             kl = divergence(self.base_logits, rows).tolist()
         else:
             self.base_logits = rows
-        return [
-            Lensed(self._top(row), tuple(self.loaded.pieces(one.argmax(-1).tolist())), value)
-            for row, one, value in zip(rows, shown, kl, strict=True)
-        ]
+        lensed = []
+        for row, one, value in zip(rows, shown, kl, strict=True):
+            best, shares = likeliest(one)
+            lensed.append(
+                Lensed(self._top(row), tuple(self.loaded.pieces(best.tolist())), tuple(shares.tolist()), value)
+            )
+        return lensed
 
     def _top(self, logits: States, count: int = 5) -> tuple[Guess, ...]:
         shares = softmax(logits)

@@ -6,15 +6,19 @@ Everything acts on the logits of one position, (vocabulary,).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.engine.sampling import Sampling
-from edgetune.explain.page import Filter
+from edgetune.explain.page import Distribution, Filter, Guess
 
 Logits = NDArray[np.float32]
+_NAMED = 200
+"""Tokens that a distribution has by name."""
+_STEP = 0.05
+"""Nats within which other tokens count as alike."""
 
 
 def softmax(logits: Logits) -> Logits:
@@ -29,6 +33,18 @@ def entropy(logits: Logits) -> float:
     """Of the distribution, in nats."""
     shares = softmax(logits).astype(np.float64)
     return float(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
+
+
+def build_distribution(logits: Logits, pieces: Callable[[list[int]], list[str]]) -> Distribution:
+    """The distribution of `logits` in short: its likeliest tokens by name, the others counted by what they have."""
+    shares = softmax(logits).astype(np.float64)
+    order = np.argsort(-logits, kind="stable")
+    best = order[:_NAMED].tolist()
+    named = tuple(Guess(one, piece, float(shares[one])) for one, piece in zip(best, pieces(best), strict=True))
+    steps = np.round(np.log(np.maximum(shares[order[_NAMED:]], 1e-30)) / _STEP).astype(int)
+    values, counts = np.unique(steps, return_counts=True)
+    tail = zip((values[::-1] * _STEP).tolist(), counts[::-1].tolist(), strict=True)
+    return Distribution(named, tuple((float(value), int(count)) for value, count in tail))
 
 
 def iter_filters(logits: Logits, sampling: Sampling) -> Iterator[Filter]:

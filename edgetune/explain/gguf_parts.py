@@ -51,7 +51,8 @@ class Guesser:
             return []
         logits[-1] = last
         shown = [state[-MOST_GUESSED:] for state in states]
-        best = lens.best(np.concatenate(shown)).reshape(len(states), -1)
+        best, shares = lens.best(np.concatenate(shown))
+        best, shares = best.reshape(len(states), -1), shares.reshape(len(states), -1)
         kl: list[float | None] = [None] * len(states)
         if specs and self.base_logits is not None:
             kl = divergence(self.base_logits, logits).tolist()
@@ -59,8 +60,8 @@ class Guesser:
             self.base_logits = logits
         pieces = self.engine.tokenizer.pieces
         return [
-            Lensed(self._top(row), tuple(pieces(tokens.tolist())), value)
-            for row, tokens, value in zip(logits, best, kl, strict=True)
+            Lensed(self._top(row), tuple(pieces(tokens.tolist())), tuple(likely.tolist()), value)
+            for row, tokens, likely, value in zip(logits, best, shares, kl, strict=True)
         ]
 
     def _top(self, logits: States, count: int = 5) -> tuple[Guess, ...]:

@@ -21,7 +21,7 @@ from edgetune.engine.tokenizer import GgufTokenizer, check_writes_text
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
 from edgetune.explain.anatomy import KINDS, read_anatomy
-from edgetune.explain.filters import entropy, iter_filters
+from edgetune.explain.filters import build_distribution, entropy, iter_filters
 from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Explanation, ModelKind, Run, StackRun
 from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
@@ -174,4 +174,5 @@ class _Runner:
             filters=tuple(iter_filters(last, self.sampling)),
             steps=choose_steps(self.engine, self.ids, self.sampling, self.steps),
             entropy=entropy(last),
+            distribution=build_distribution(last, self.engine.tokenizer.pieces),
         )

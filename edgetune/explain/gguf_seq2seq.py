@@ -13,7 +13,7 @@ from edgetune.engine.sampling import Sampling
 from edgetune.engine.seq2seq import Seq2SeqEngine
 from edgetune.engine.tap import Tap
 from edgetune.events import Progress, Sink
-from edgetune.explain.filters import entropy, iter_filters
+from edgetune.explain.filters import build_distribution, entropy, iter_filters
 from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Run, StackRun
 from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
@@ -93,6 +93,7 @@ def _run(
         filters=tuple(iter_filters(last, sampling)),
         steps=choose_steps(engine, ids, sampling, steps),
         entropy=entropy(last),
+        distribution=build_distribution(last, engine.tokenizer.pieces),
     )
 
 

@@ -32,7 +32,7 @@ class Labelled:
             self._base = heard
         elif self._base is not None and head.task == "classification" and self._base.shape == heard.shape:
             kl = divergence(self._base, heard).tolist()
-        return [Lensed(_guesses(head, row), (), value) for row, value in zip(heard, kl, strict=True)]
+        return [Lensed(_guesses(head, row), kl_from_base=value) for row, value in zip(heard, kl, strict=True)]
 
     def answer(self, head: Head, logits: Rows) -> dict[str, Any]:
         """Fields of a run: scores and logits by label."""

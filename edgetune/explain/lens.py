@@ -82,21 +82,26 @@ class Lens:
             result += self._tensors.read("output.bias")
         return self._finish(result)
 
-    def best(self, states: States) -> NDArray[np.int64]:
-        """The most likely token for each of `states` (rows, hidden), without keeping their logits: (rows,)."""
+    def best(self, states: States) -> tuple[NDArray[np.int64], States]:
+        """The most likely token for each of `states` (rows, hidden), and its probability, without keeping all logits.
+
+        Both are (rows,).
+        """
         if self._adapters or "output.bias" in self._tensors:
-            whole: NDArray[np.int64] = self.logits(states).argmax(-1)
-            return whole
+            return likeliest(self.logits(states))
         normed = self.norm(states)
         best = np.zeros(len(states), np.int64)
-        highest = np.full(len(states), -np.inf, np.float32)
+        highest, total = np.full(len(states), -np.inf), np.zeros(len(states))
         for start, rows in self._tensors.iter_rows(self.head):
-            scores = normed @ rows.T
+            scores = self._finish(normed @ rows.T).astype(np.float64)
             places = scores.argmax(-1)
             found = scores[np.arange(len(states)), places]
             better = found > highest
-            best[better], highest[better] = places[better] + start, found[better]
-        return best
+            best[better] = places[better] + start
+            raised = np.maximum(highest, found)
+            total = total * np.exp(highest - raised) + np.exp(scores - raised[:, None]).sum(-1)
+            highest = raised
+        return best, (1 / total).astype(np.float32)
 
     def check(self, states: States, logits: States) -> None:
         """Raise `LensError` unless the last block's `states` give llama.cpp's own `logits` (rows, vocabulary)."""
@@ -121,6 +126,12 @@ def divergence(reference: States, other: States) -> NDArray[np.float64]:
     first, second = _log_softmax(reference), _log_softmax(other)
     result: NDArray[np.float64] = (np.exp(first) * (first - second)).sum(-1)
     return result
+
+
+def likeliest(logits: States) -> tuple[NDArray[np.int64], States]:
+    """The best of each row of logits (rows, vocabulary) and its probability: (rows,) each."""
+    best: NDArray[np.int64] = logits.argmax(-1)
+    return best, np.exp(_log_softmax(logits).max(-1)).astype(np.float32)
 
 
 def _log_softmax(logits: States) -> NDArray[np.float64]:

@@ -121,6 +121,8 @@ class Lensed:
     """At the last position, best first; empty where it cannot be known."""
     by_token: tuple[str, ...] = ()
     """The best guess at every position, for the last positions of a long prompt."""
+    by_token_shares: tuple[float, ...] = ()
+    """How likely each of them is."""
     kl_from_base: float | None = None
     """KL(base ‖ adapter) at the last position, in nats."""
 
@@ -170,6 +172,16 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """What may come next, by the model alone, before any setting."""
+
+    likeliest: tuple[Guess, ...] = ()
+    """The first few hundred tokens, best first."""
+    tail: tuple[tuple[float, int], ...] = ()
+    """All other tokens, likeliest first: (natural logarithm of a probability, tokens that have about it)."""
+
+
+@dataclass(frozen=True)
 class Filter:
     """One sampling setting, at work after those before it."""
 
@@ -206,6 +218,7 @@ class Run:
     """The first is the choice after the prompt."""
     entropy: float = 0.0
     """Of the next token's distribution, in nats."""
+    distribution: Distribution = Distribution()
     scores: Mapping[str, float] = field(default_factory=dict)
     """Of a model with a classification head: label → probability, or "value"."""
     logits: Mapping[str, float] = field(default_factory=dict)

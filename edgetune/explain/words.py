@@ -26,6 +26,12 @@ def visible(piece: str) -> str:
     return "".join(_NAMED.get(sign) or (f"\\x{ord(sign):02x}" if _acts(sign) else sign) for sign in piece) or "∅"
 
 
+def readable(text: str) -> str:
+    """A text of several lines with its control characters made visible."""
+    lines = (line.split(" ") for line in text.split("\n"))
+    return "\n".join(" ".join(visible(word) if word else "" for word in words) for words in lines)
+
+
 def _acts(sign: str) -> bool:
     return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co")
 

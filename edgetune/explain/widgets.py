@@ -1,0 +1,139 @@
+"""The parts of an explanation's page that its script brings to life: attention, positions, and the choice of a token.
+
+Each carries its values as JSON in an element of its own, escaped so that nothing in a token can end that element. What
+a page says without a script is in `html`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetune.explain.page import Explanation, Rope, Run, StackRun
+from edgetune.explain.words import number, percent, visible
+
+_MOST_MAP_BYTES = 32 << 20
+"""Attention of every head is shown up to this many bytes before packing, else the mean over heads."""
+
+
+def attention_maps(stack: StackRun, run_name: str, explanation: Explanation) -> str:
+    """Who looks at whom in `stack`, and at the source where there is one."""
+    pieces = [visible(token.piece) for token in stack.tokens]
+    shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name} {run_name}")
+    if stack.cross_attention is not None:
+        source = [visible(token.piece) for token in explanation.runs[0].stacks[0].tokens]
+        shown += _map(stack.cross_attention, pieces, source, f"Attention to the source {run_name}")
+    return shown
+
+
+def _map(maps: NDArray[np.float32] | None, rows: list[str], columns: list[str], title: str) -> str:
+    if maps is None:
+        return ""
+    heads = [f"head {head}" for head in range(maps.shape[1])]
+    if maps.size > _MOST_MAP_BYTES:
+        maps, heads = maps.mean(axis=1, keepdims=True), ["mean over heads"]
+    packed = zlib.compress(np.round(maps * 255).astype(np.uint8).tobytes(), 9)
+    told = _values(
+        {
+            "deflated": base64.b64encode(packed).decode(),
+            "layers": maps.shape[0],
+            "heads": maps.shape[1],
+            "rows": len(rows),
+            "columns": len(columns),
+            "from": rows,
+            "to": columns,
+        }
+    )
+    layers = "".join(f"<option value={layer}>block {layer}" for layer in range(maps.shape[0]))
+    options = "".join(f"<option value={index}>{label}" for index, label in enumerate(heads))
+    all_heads = "<option value=-1>mean over heads" if len(heads) > 1 else ""
+    same = " data-same" if rows is columns else ""
+    return (
+        f"<h3>{escape(title.strip())}</h3><div data-maps{same}>{told}"
+        f"<p class=only><select aria-label=block>{layers}</select> "
+        f"<select aria-label=head>{all_heads}{options}</select> <output class=dim>A row is a token that looks, a "
+        "column one that is looked at. Choose a row.</output></p>"
+        "<div class=looks><canvas class=map></canvas><div class=heads></div></div><div class=reads></div></div>"
+    )
+
+
+def rope_dials(rope: Rope, last: int) -> str:
+    """A few of the turning pairs, and a slider for the position; `last` is the prompt's last one."""
+    count = len(rope.wavelengths)
+    chosen = sorted({round(step * (count - 1) / 7) for step in range(8)})
+    told = _values({"pairs": chosen, "wavelengths": [rope.wavelengths[pair] for pair in chosen], "last": last})
+    rows = "".join(
+        f"<tr><td class=n>{pair}</td><td class=n>{number(rope.wavelengths[pair])}</td>"
+        f"<td class=n>{rope.angles[pair]:.1f}°</td></tr>"
+        for pair in chosen
+    )
+    return (
+        f"<div data-rope>{told}<p class=only><label>position <input type=range min=0 max={max(last, 64)} value={last}>"
+        f"</label> <output></output></p><div class=dials></div><details><summary>in numbers</summary><table>"
+        f"<tr><th>pair<th>one turn in … tokens<th>angle at the last token</tr>{rows}</table></details></div>"
+    )
+
+
+def sampler(run: Run, sampling: Mapping[str, Any]) -> str:
+    """The distribution of the next token under settings that can be moved; without a script, as they were given."""
+    if not run.distribution.likeliest:
+        return ""
+    told = _values(
+        {
+            "pieces": [visible(one.piece) for one in run.distribution.likeliest],
+            "shares": [float(f"{one.probability:.6g}") for one in run.distribution.likeliest],
+            "tail": run.distribution.tail,
+            "typical": sampling.get("typical", 1.0),
+            "chosen": run.steps[0].id if run.steps else None,
+            "ids": [one.id for one in run.distribution.likeliest],
+        }
+    )
+    known = len(run.distribution.likeliest) + sum(count for _, count in run.distribution.tail)
+    sliders = "".join(
+        f"<label>{label}<input type=range data-set={name} min={low} max={high} step={step} "
+        f'value="{_clamped(sampling.get(name, off), low, high)}"><output></output></label>'
+        for name, label, low, high, step, off in (
+            ("temp", "temperature", 0, 3, 0.01, 0.8),
+            ("top_k", "top-k", 0, min(known, max(200, sampling.get("top_k", 0))), 1, 40),
+            ("top_p", "top-p", 0, 1, 0.001, 0.95),
+            ("min_p", "min-p", 0, 1, 0.001, 0.05),
+        )
+    )
+    return (
+        f"<div data-sampler>{told}<div class='sliders only'>{sliders}</div><p class=only><button type=button>As given"
+        "</button> <button type=button>Draw a token</button> <button type=button>Draw 100</button> <output class=dim>"
+        f"</output></p>{_options(run)}</div>"
+    )
+
+
+def _options(run: Run) -> str:
+    rows = "".join(
+        f"<tr{'' if option.sampled else ' class=cut'}><td class=m><bdi>{escape(visible(option.piece))}</bdi></td>"
+        f"<td>{bar(option.probability)}</td><td class=n>{percent(option.probability)}</td>"
+        f"<td>{bar(option.sampled, warm=True)}</td><td class=n>{percent(option.sampled)}</td><td class=n></td></tr>"
+        for option in run.steps[0].options
+    )
+    head = "<tr><th>token<th colspan=2>by the model<th colspan=2>after the settings<th></tr>"
+    return f"<div class=s><table class=choice><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+
+
+def bar(share: float, *, warm: bool = False) -> str:
+    """A bar as long as a share of one."""
+    return f'<span class="b{" w" if warm else ""}" style="width:{8 * max(0.0, min(share, 1.0)):.2f}rem"></span>'
+
+
+def _clamped(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    # "</script>" in a token would end the element that carries the values.
+    told = json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f"<script type=application/json>{told}</script>"
