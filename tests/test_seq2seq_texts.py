@@ -110,6 +110,21 @@ def test_the_models_own_demands_are_met(tmp_path: Path, settings: dict[str, Any]
     assert beams == reference(base, None, texts[:4], max_new_tokens=9, num_beams=3)
 
 
+def test_words_that_the_model_forbids_itself(tmp_path: Path) -> None:
+    base = write_seq2seq(tmp_path / "mbart", "mbart")
+    texts = TEXTS[:8]
+    plain = [ids for ids in reference(base, None, texts, max_new_tokens=9, num_beams=1) if len(ids) > 2]
+    # A token, the beginning of a text that may go on otherwise, and the end, which stays allowed.
+    edit_json(base / "generation_config.json", bad_words_ids=[plain[0][1:2], plain[1][:2], [2]])
+    with TorchEngine.open(base) as engine:
+        assert engine.ignored_settings == []
+        found = said(engine, texts, 9)
+        beams = said(engine, texts[:4], 9, engine.own_beams.__class__(3))
+    assert found == reference(base, None, texts, max_new_tokens=9, num_beams=1)
+    assert beams == reference(base, None, texts[:4], max_new_tokens=9, num_beams=3)
+    assert not any(ids in found for ids in plain[:2])
+
+
 @pytest.mark.parametrize("family", ["mbart", "mbart50"])
 def test_the_target_language_is_where_the_family_has_it(tmp_path: Path, family: str) -> None:
     base = write_seq2seq(tmp_path / family, family)

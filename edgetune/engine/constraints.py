@@ -18,7 +18,6 @@ _NOT_HONOURED = {
     "exponential_decay_length_penalty": (),
     "sequence_bias": (),
     "guidance_scale": (1, 1.0),
-    "bad_words_ids": (),
     "num_beam_groups": (1,),
     "penalty_alpha": (0,),
 }
@@ -41,6 +40,8 @@ class Constraints:
     suppress: tuple[int, ...] = ()
     begin_suppress: tuple[int, ...] = ()
     """As `suppress`, for the first token (after a forced one)."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of tokens that must not be completed."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Constraints:
@@ -54,6 +55,7 @@ class Constraints:
             min_new_tokens=int(config.get("min_new_tokens") or 0),
             suppress=_ids(config.get("suppress_tokens")),
             begin_suppress=_ids(config.get("begin_suppress_tokens")),
+            bad_words=_runs(config.get("bad_words_ids")),
         )
 
     @property
@@ -81,6 +83,7 @@ class Constraints:
             scores[seen] = np.where(values < 0, values * self.repetition_penalty, values / self.repetition_penalty)
         if self.no_repeat_ngram_size:
             scores[_completions(before, self.no_repeat_ngram_size)] = -np.inf
+        scores[[run[-1] for run in self.bad_words if _is_forbidden(run, before, end_ids)]] = -np.inf
         if len(before) < self.min_length or len(text) < self.min_new_tokens:
             scores[list(end_ids)] = -np.inf
         if self.forced_bos is not None and not text:
@@ -110,6 +113,17 @@ def _completions(before: Sequence[int], size: int) -> list[int]:
         return []
     last = tuple(before[len(before) - size + 1 :])
     return [before[at + size - 1] for at in range(len(before) - size + 1) if tuple(before[at : at + size - 1]) == last]
+
+
+def _is_forbidden(run: tuple[int, ...], before: Sequence[int], end_ids: frozenset[int]) -> bool:
+    """Whether the last token of `run` would complete it; a text may always end."""
+    if len(run) == 1:
+        return run[0] not in end_ids
+    return tuple(before[max(0, len(before) - len(run) + 1) :]) == run[:-1]
+
+
+def _runs(value: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(run for one in value if (run := _ids(one))) if isinstance(value, list | tuple) else ()
 
 
 def _ids(value: Any) -> tuple[int, ...]:

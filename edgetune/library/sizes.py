@@ -10,11 +10,18 @@ from edgetune.gguf_header import GgufHeader
 from edgetune.text_limit import positions
 
 _CONFIG_NAMES = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "num_layers"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "num_encoder_layers", "num_layers"),
     "decoder_layers": ("num_decoder_layers", "decoder_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "feed_forward_size": ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "hidden_dim"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "encoder_attention_heads", "num_heads"),
+    "heads": (
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "encoder_attention_heads",
+        "num_encoder_attention_heads",
+        "num_heads",
+    ),
     "kv_heads": ("num_key_value_heads",),
     "head_size": ("head_dim", "d_kv"),
     "vocabulary": ("vocab_size",),

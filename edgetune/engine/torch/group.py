@@ -99,7 +99,6 @@ class Group:
 
     def _keep(self, texts: Sequence[Text]) -> None:
         import torch
-        from transformers.modeling_outputs import BaseModelOutput
 
         first, rows = 0, list[int]()
         for text in self._texts:
@@ -111,14 +110,13 @@ class Group:
         kept = torch.tensor(rows, device=self._model.device)
         if self._encoded is not None:
             encoded, mask = self._encoded
-            self._encoded = BaseModelOutput(last_hidden_state=encoded.last_hidden_state[kept]), mask[kept]
+            self._encoded = _with_states(encoded, encoded.last_hidden_state[kept]), mask[kept]
         if self._cache is not None:
             self._cache.batch_select_indices(kept)
 
     def _encode(self) -> tuple[Any, Any]:
         """The encoder's output for every row, and its mask."""
         import torch
-        from transformers.modeling_outputs import BaseModelOutput
 
         device = self._model.device
         width = max(len(text.source) for text in self._texts)
@@ -127,9 +125,14 @@ class Group:
         for row, text in enumerate(self._texts):
             ids[row, : len(text.source)] = torch.tensor(text.source, device=device)
             mask[row, : len(text.source)] = 1
-        states = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoded = self._model.get_encoder()(input_ids=ids, attention_mask=mask)
         repeats = torch.tensor([text.rows for text in self._texts], device=device)
-        return (
-            BaseModelOutput(last_hidden_state=states.repeat_interleave(repeats, dim=0)),
-            mask.repeat_interleave(repeats, dim=0),
-        )
+        states = encoded.last_hidden_state.repeat_interleave(repeats, dim=0)
+        return _with_states(encoded, states), mask.repeat_interleave(repeats, dim=0)
+
+
+def _with_states(encoded: Any, states: Any) -> Any:
+    """An encoder's output, of whichever class its family has, with other hidden states."""
+    changed = copy.copy(encoded)
+    changed.last_hidden_state = states
+    return changed

@@ -73,6 +73,8 @@ def load_checkpoint(model_dir: Path, *, dtype: Dtype, device: str) -> Any:
         )
     with translated(f"transformers cannot load {model_dir}"):
         config = transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    _check_writes(model_dir, config)
+    with translated(f"transformers cannot load {model_dir}"):
         kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
         model, info = getattr(transformers, kind).from_pretrained(
             model_dir,
@@ -87,6 +89,15 @@ def load_checkpoint(model_dir: Path, *, dtype: Dtype, device: str) -> Any:
             f"{model_dir} lacks {len(missing)} tensors of its model, {missing[0]!r} first.", hint="Get it again."
         )
     return model.eval().to(device)
+
+
+def _check_writes(model_dir: Path, config: Any) -> None:
+    name = next(iter(getattr(config, "architectures", None) or []), "")
+    if name.endswith(("EncoderModel", "ForSequenceClassification")):
+        raise UnsupportedError(
+            f"{model_dir} holds a {name}, which writes no text.",
+            hint="Its vectors and labels: edgetune embed, edgetune classify",
+        )
 
 
 def quantize_int8(model: Any) -> Any:
