@@ -119,6 +119,7 @@ sys.exit(run(sys.argv[2:]))
         pytest.param(["--batch-size", "2"], id="lora"),
         pytest.param(["--method", "dora", "--grad-checkpointing", "on"], id="dora", marks=pytest.mark.slow),
         pytest.param(["--method", "houlsby", "--no-packing"], id="houlsby", marks=pytest.mark.slow),
+        pytest.param(["--method", "qlora"], id="qlora", marks=pytest.mark.slow),
     ],
 )
 def test_split_layers_take_the_steps_of_whole_ones(words: list[str], tmp_path: Path, options: list[str]) -> None:
