@@ -108,6 +108,11 @@ async def test_pasted_control_characters_are_written_out() -> None:
         driver.app.post_message(events.Paste("a\x1b[31mred\x07\r\nb\x9b\u202e"))
         await driver.settle()
         assert driver.typed == "a␛[31mred␇\nb\\x9b\\u202e"
+        await driver.press("ctrl+s")
+        await driver.until(lambda: driver.screen.side.has_focus_within)
+        driver.app.post_message(events.Paste(" and c"))
+        await driver.until(lambda: driver.typed.endswith(" and c"))
+        assert driver.screen.composer.entry.has_focus
 
 
 async def test_commands_are_those_of_the_line_mode() -> None:

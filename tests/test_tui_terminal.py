@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from textual.events import Key, Paste
+from textual.message import Message
 
+from edgetune.tui.terminal import PasteParser
 from tests.ggufs import base_gguf
 
 _PATIENCE_S = 90.0
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 
 class Terminal:
@@ -40,6 +43,12 @@ class Terminal:
 
     def press(self, *keys: str) -> None:
         self.tmux("send-keys", *keys)
+
+    def paste(self, content: bytes) -> None:
+        (self._socket.with_suffix(".paste")).write_bytes(content)
+        self.tmux("load-buffer", str(self._socket.with_suffix(".paste")))
+        self.tmux("paste-buffer", "-p")
+        self._socket.with_suffix(".paste").unlink()
 
     def until(self, holds: Callable[[str], bool]) -> str:
         """Wait until the screen's text `holds`."""
@@ -68,6 +77,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     socket.unlink(missing_ok=True)
 
 
+@needs_tmux
 @pytest.mark.slow
 def test_a_chat_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.until(lambda text: "Message, /command" in text)
@@ -87,8 +97,43 @@ def test_a_chat_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.until(lambda text: len(text.splitlines()) <= 5)
     terminal.tmux("resize-window", "-x", "120", "-y", "30")
     terminal.until(lambda text: "Message, /command" in text and "hello there" in text)
+    # A paste stays in the input, whatever is in it: no line of it is sent, no key in it pressed.
+    terminal.paste(b"a \x1b[31mred\x1b[0m \x07line\nand \xff\xfe more\n")
+    terminal.until(lambda text: "a ␛[31mred␛[0m ␇line" in text and "and �� more" in text)
+    terminal.press("C-c")
+    terminal.until(lambda text: "Message, /command" in text)
     raw = terminal.tmux("capture-pane", "-p", "-e")
     assert "\x1b[" in raw
     terminal.press("C-q")
     terminal.until(lambda text: terminal.is_over())
     assert (tmp_path / "code").read_text(encoding="utf-8") == "code 0\n"
+
+
+PASTE = "\x1b[200~{}\x1b[201~"
+READ = {
+    "keys": ("ab\x1b[A", ["a", "b", "up"]),
+    "plain": (PASTE.format("two\rlines"), ["<two\rlines>"]),
+    "keys around it": (f"a{PASTE.format('b')}\x1b[B", ["a", "<b>", "down"]),
+    "colours": (PASTE.format("\x1b[31mred\x1b[0m\rls\r"), ["<\x1b[31mred\x1b[0m\rls\r>"]),
+    "control characters": (PASTE.format("\x07\x03\x1b\x1b"), ["<\x07\x03\x1b\x1b>"]),
+    "a start in it": (PASTE.format("x\x1b[200~y"), ["<x\x1b[200~y>"]),
+    "two": (PASTE.format("one") + PASTE.format("two"), ["<one>", "<two>"]),
+    "function keys": ("\x1b[2~\x1b[20~", ["insert", "f9"]),
+}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 4096])
+@pytest.mark.parametrize("name", READ)
+def test_a_paste_is_one_thing_however_it_arrives(name: str, size: int) -> None:
+    sent, wanted = READ[name]
+    parser, heard = PasteParser(), list[str]()
+
+    def note(events: Iterable[Message]) -> None:
+        for event in events:
+            assert isinstance(event, Paste | Key)
+            heard.append(f"<{event.text}>" if isinstance(event, Paste) else event.key)
+
+    for at in range(0, len(sent), size):
+        note(parser.feed(sent[at : at + size]))
+    note(parser.tick())
+    assert heard == wanted

@@ -23,6 +23,8 @@ from edgetune.tui.visible import visible
 from edgetune.tui.worker import EngineWorker
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from edgetune.chat.open_chat import OpenChat, Outcome
 
 Severity = Literal["information", "warning", "error"]
@@ -56,6 +58,15 @@ class EdgetuneApp(App[None]):
         """The only thread that calls an engine."""
         self.failure: BaseException | None = None
         """What `show` raises when the app has ended."""
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's, but for how it reads a terminal."""
+        driver_class = super().get_driver_class()
+        if driver_class.__name__ != "LinuxDriver":
+            return driver_class
+        from edgetune.tui.terminal import Terminal
+
+        return Terminal
 
     def show(self) -> None:
         """Run until the user leaves. Raises what the first screen could not be opened for."""

@@ -13,6 +13,7 @@ from textual import work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.events import Paste
 
 from edgetune.chat.commands import COMMANDS, complete
 from edgetune.chat.open_chat import OpenChat, Outcome
@@ -29,6 +30,7 @@ from edgetune.tui.side_panel import SidePanel
 from edgetune.tui.status import StatusLine
 from edgetune.tui.token_panel import TokenPanel
 from edgetune.tui.transcript import Transcript
+from edgetune.tui.visible import typed
 
 _LOOK_AT_MODEL_S = 2.0
 
@@ -145,6 +147,11 @@ class ChatScreen(ChatMessages):
         for bars in self.query(CandidateBars):
             bars.names = known
             bars.refresh()
+
+    def on_paste(self, event: Paste) -> None:
+        """What is pasted is meant for the input, wherever the keys go."""
+        self.composer.entry.focus()
+        self.composer.entry.insert(typed(event.text))
 
     def action_back(self) -> None:
         """Stop; else close what is open; else go to the input."""

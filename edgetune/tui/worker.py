@@ -60,6 +60,8 @@ class EngineWorker:
         value: Future[T] = Future()
 
         def settle() -> None:
+            if not value.set_running_or_notify_cancel():
+                return
             try:
                 value.set_result(work())
             except BaseException as error:  # noqa: BLE001  (raised where it is waited for)
