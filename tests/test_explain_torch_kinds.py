@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgetune.cli.main import run
+from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
+from edgetune.errors import UnsupportedError
 from edgetune.explain.checkpoint_run import explain_checkpoint
 from edgetune.explain.gguf_run import explain_gguf
 from edgetune.explain.page import Explanation
@@ -152,3 +156,69 @@ def test_a_model_that_fills_gaps_says_after_every_block_what_it_would_fill_in(na
     logits = first_logits(source, "AutoModelForMaskedLM", layers=1, input_ids=ids_of(shown))
     assert_guesses(blocks[0].lens.guesses, logits[-1])
     assert len(blocks[0].lens.by_token) == len(ids_of(shown))
+
+
+def write_bottlenecks(directory: Path, base: Path) -> Path:
+    """A Houlsby adapter whose layers are far from the identity."""
+    import safetensors.torch
+    import torch
+    import transformers
+
+    from edgetune.engine.torch.bottlenecks import add_bottlenecks, trained_parameters
+
+    config = {"peft_type": "HOULSBY", "bottleneck": 8, "places": ["attention", "feed_forward"], "layer_norms": False}
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    add_bottlenecks(model, config)
+    torch.manual_seed(4)
+    tensors = {name: torch.randn(one.shape) * 0.3 for name, one in trained_parameters(model, config).items()}
+    directory.mkdir()
+    safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_bottleneck_adapters_stand_beside_their_base(tmp_path: Path) -> None:
+    from edgetune.engine.torch.engine import TorchEngine
+
+    base = checkpoint("llama")
+    lora = [LoraSpec(write_bottlenecks(tmp_path / "houlsby", base))]
+    shown = explain_checkpoint(base, TEXT, lora=lora, sampling=GREEDY, steps=3)
+    assert [one.name for one in shown.runs] == ["base", "houlsby"]
+    plain = explain_checkpoint(base, TEXT, sampling=GREEDY, steps=3)
+    assert shown.runs[0].steps == plain.runs[0].steps
+    assert shown.anatomy.parameters == plain.anatomy.parameters
+    with TorchEngine.open(base, dtype="f32", device="cpu", lora=lora) as engine:
+        logits = engine.logits(ids_of(shown))[-1]
+    shares = np.exp(logits - np.logaddexp.reduce(logits))
+    for guess in shown.runs[1].stacks[0].blocks[-1].lens.guesses:
+        assert guess.probability == pytest.approx(shares[guess.id], abs=1e-4)
+    assert all(block.lens.kl_from_base for block in shown.runs[1].stacks[0].blocks)
+    assert any(part.role == "adapter: down" for part in shown.anatomy.stacks[0].blocks[0])
+
+
+def test_vectors_in_front_of_the_text_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import peft
+    import transformers
+
+    base = checkpoint("llama")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    assert run(["explain", str(base), TEXT, "--engine", "torch", "--lora", str(tmp_path)]) == 3
+    assert "puts trained vectors in front of the text" in capsys.readouterr().err
+
+
+def test_an_adapters_head_is_told_once_and_a_scaled_head_is_refused(tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    base = write_encoder(tmp_path / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=4, modules_to_save=["classifier"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "peft")
+    shown = explain_checkpoint(base, TEXT, lora=[LoraSpec(tmp_path / "peft")])
+    assert len(shown.runs) == 2
+    head = [part.name for part in shown.anatomy.stacks[0].head]
+    assert head.count("classifier.weight") == 1
+    assert not [name for name in head if "module" in name]
+    with pytest.raises(UnsupportedError, match="cannot be scaled"):
+        explain_checkpoint(base, TEXT, lora=[LoraSpec(tmp_path / "peft", 0.5)])

@@ -83,8 +83,14 @@ def _one_block(console: Console, stack: Stack) -> None:
             f"pair goes round in {grouped(waves[0])} tokens, the slowest in {grouped(waves[-1])}; at the last token "
             f"they stand at {stack.rope.angles[0]:.0f}° and {stack.rope.angles[-1]:.2g}°."
         )
+        if stack.rope.scaling:
+            console.print(f"Their speeds are scaled: {stack.rope.scaling}.")
     else:
         console.print(f"Positions are {stack.positions}.")
+    if stack.window:
+        turn = stack.rope.window_base if stack.rope is not None else 0
+        base = f", and turn positions by base {turn:,.0f}" if turn else ""
+        console.print(f"Blocks with a sliding window look at {stack.window:,} tokens{base}.")
 
 
 def _print_parts(console: Console, parts: Iterable[Part], adapted: dict[str, tuple[int, ...]] | None = None) -> None:

@@ -12,6 +12,12 @@ from edgetune.explain.page import Anatomy, ModelKind, Part, Rope, Stack
 from edgetune.explain.rope import build_rope
 
 _ROLES = (
+    (r"bottleneck.*\bdown\b", "adapter: down"),
+    (r"bottleneck.*\bup\b", "adapter: up"),
+    (r"(position_embeddings|embed_positions|\bwpe\b)", "position embedding"),
+    (r"token_type_embeddings", "segment embedding"),
+    (r"(word_embeddings|embed_tokens|tok_embeddings|\bwte\b|\bshared\b)", "token embedding"),
+    (r"(lm_head|classifier|\bscore\b|pooler|pre_classifier|^cls\.)(?!.*(norm|Norm))", "head"),
     (r"(EncDecAttention|encoder_attn|crossattention).*?(q_proj|\bq\b|query)", "cross attention: queries"),
     (r"(EncDecAttention|encoder_attn|crossattention).*?(k_proj|\bk\b|key)", "cross attention: keys of the source"),
     (r"(EncDecAttention|encoder_attn|crossattention).*?(v_proj|\bv\b|value)", "cross attention: values of the source"),
@@ -34,6 +40,9 @@ _ROLES = (
     (r"(down_proj|\bwo\b|\bWo\b|fc2|lin2|mlp\.c_proj|output\.dense)", "MLP: down"),
 )
 """Patterns of parameter names, the more special first, and what such a weight does."""
+
+_PEFT = re.compile(r"\.base_layer|\.modules_to_save\.[^.]+")
+"""What PEFT puts into a parameter's name."""
 
 
 def stack_module(model: Any, side: str) -> Any | None:
@@ -81,7 +90,7 @@ def build_anatomy(model: Any, config: Any, kind: ModelKind, model_dir: Path, *, 
         path=model_dir,
         architecture=str((config.architectures or [type(model).__name__])[0]),
         kind=kind,
-        parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" not in name),
+        parameters=sum(one.numel() for name, one in _plain_parameters(model) if "bottleneck" not in name),
         context=next(
             (int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(text, key, None))), 0
         ),
@@ -147,10 +156,8 @@ def _parts(module: Any) -> Iterator[Part]:
     for name, parameter in module.named_parameters():
         if "lora_A" in name:
             ranks.setdefault(name.split(".lora_A")[0], []).append(int(parameter.shape[0]))
-    for name, parameter in module.named_parameters():
-        if "lora_" in name:
-            continue
-        plain = name.replace(".base_layer", "")
+    for name, parameter in _plain_parameters(module):
+        plain = _PEFT.sub("", name)
         yield Part(
             name=plain,
             role=_role(plain),
@@ -175,7 +182,12 @@ def _outside(model: Any) -> Iterator[Part]:
 
 
 def _plain_parameters(model: Any) -> Iterator[tuple[str, Any]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if "lora_" not in name)
+    """The weights that are used: without LoRA's, and without what an adapter's whole modules stand for."""
+    return (
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name and "original_module" not in name
+    )
 
 
 def _rope(model: Any, config: Any, positions: int) -> Rope | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import RANDOM_SEED, Sampling
 from edgetune.engine.torch.encoder import read_task
-from edgetune.errors import UsageError
+from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink, ignore
 from edgetune.explain.checkpoint import Loaded, kind_of, load, read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
@@ -159,10 +159,11 @@ class _Runner:
         ids, mask = torch.tensor([self.ids]), torch.ones(1, len(self.ids), dtype=torch.long)
         with source.kept(), target.kept():
             out = loaded.model(input_ids=ids, decoder_input_ids=torch.tensor([targets]), output_attentions=True)
-        encoded = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=out.encoder_last_hidden_state),
-            "attention_mask": mask,
-        }
+        for blocks, tokens in ((source, self.ids), (target, targets)):
+            _check_follows(blocks, tokens)
+        states: Any = BaseModelOutput(last_hidden_state=out.encoder_last_hidden_state)
+        states.router_logits = None  # Switch asks for them
+        encoded = {"encoder_outputs": states, "attention_mask": mask}
         given = {**encoded, "decoder_input_ids": torch.tensor([targets])}
         guesses = self._guesses(target, given, out.logits, specs)
         stacks = (
@@ -281,6 +282,17 @@ def sampled_shares(logits: States, sampling: Sampling) -> States:
     return result
 
 
+def _check_follows(blocks: BlockStates, tokens: Sequence[int]) -> None:
+    """Refuse a model that fills its texts up (LED), or guesses several tokens ahead (ProphetNet)."""
+    embedded = blocks.embedded
+    if embedded is not None and len(embedded) != len(tokens):
+        raise UnsupportedError(
+            f"explain does not follow this model: its blocks see {len(embedded)} places of a text of {len(tokens)} "
+            "tokens.",
+            hint="Its answers: edgetune generate",
+        )
+
+
 def _stack(
     name: str,
     vocabulary: Vocabulary,
@@ -300,7 +312,10 @@ def _stack(
 def _maps(attention: Sequence[Any] | None, count: int) -> list[States | None]:
     """(heads, tokens, tokens) of each of `count` blocks; None where the model does not tell."""
     found = [one for one in attention or () if one is not None]
-    return [one[0].float().numpy() for one in found] if len(found) == count else [None] * count
+    # PegasusX gives a table of several.
+    if len(found) != count or any(isinstance(one, dict) for one in found):
+        return [None] * count
+    return [one[0].float().numpy() for one in found]
 
 
 def _last_only(base: Any) -> dict[str, int]:

@@ -27,29 +27,33 @@ const attention = async box => {
   const large = box.querySelector('.map'), small = box.querySelector('.heads'), text = box.querySelector('.reads');
   let looking = maps.rows - 1;
   const at = (of, row, column) => {
-    if (of >= 0) return bytes[((+layer.value * maps.heads + of) * maps.rows + row) * maps.columns + column];
+    if (of >= 0) return (bytes[((+layer.value * maps.heads + of) * maps.rows + row) * maps.columns + column] / 255) ** 2;
     let sum = 0;
     for (let one = 0; one < maps.heads; one++) sum += at(one, row, column);
     return sum / maps.heads;
   };
-  const paint = (canvas, of, size, left = 0, top = 0) => {
+  // A row is as dark as its own largest share lets it be, so that long texts show something too.
+  const paint = (canvas, of, size, left = 0, top = 0, right = 0) => {
     const scale = devicePixelRatio || 1, pen = canvas.getContext('2d');
-    const width = left + maps.columns * size, height = top + maps.rows * size;
+    const width = left + maps.columns * size + right, height = top + maps.rows * size;
     canvas.width = width * scale; canvas.height = height * scale;
     canvas.style.width = width + 'px'; canvas.style.height = height + 'px';
     pen.scale(scale, scale);
     const mark = ink('--mark');
-    for (let row = 0; row < maps.rows; row++) for (let column = 0; column < maps.columns; column++) {
-      pen.fillStyle = `rgba(${mark},${Math.sqrt(at(of, row, column) / 255)})`;
-      pen.fillRect(left + column * size, top + row * size, size, size);
+    for (let row = 0; row < maps.rows; row++) {
+      const shares = Array.from({length: maps.columns}, (_, column) => at(of, row, column)), most = Math.max(...shares, 0.01);
+      shares.forEach((share, column) => {
+        pen.fillStyle = `rgba(${mark},${Math.sqrt(share / most)})`;
+        pen.fillRect(left + column * size, top + row * size, size, size);
+      });
     }
     return pen;
   };
   const size = Math.max(2, Math.min(26, Math.floor(560 / Math.max(maps.columns, maps.rows))));
-  const named = size >= 12, left = named ? 96 : 0, top = named ? 84 : 0;
+  const named = size >= 12, left = named ? 96 : 0, top = named ? 84 : 0, right = named ? 48 : 0;
   const cut = piece => [...piece].slice(0, 11).join('') + ([...piece].length > 11 ? '…' : '');
   const draw = () => {
-    const pen = paint(large, +head.value, size, left, top);
+    const pen = paint(large, +head.value, size, left, top, right);
     pen.strokeStyle = `rgb(${ink('--warm')})`; pen.lineWidth = 1.5;
     pen.strokeRect(left + 0.75, top + looking * size + 0.75, maps.columns * size - 1.5, size - 1.5);
     if (named) {
@@ -67,7 +71,7 @@ const attention = async box => {
       paint(figure.firstChild, of, Math.max(1, Math.min(8, Math.floor(90 / maps.columns))));
       figure.firstChild.style.height = 'auto';
     });
-    const shares = Array.from({length: maps.columns}, (_, column) => at(+head.value, looking, column) / 255);
+    const shares = Array.from({length: maps.columns}, (_, column) => at(+head.value, looking, column));
     const most = Math.max(...shares, 0.01);
     text.replaceChildren(element('p', {className: 'dim', textContent: `${maps.from[looking]} (token ${looking}) looks at:`}),
       ...shares.map((share, column) => {
@@ -90,7 +94,7 @@ const attention = async box => {
   };
   large.onmousemove = event => {
     const found = cell(event);
-    if (found) output.textContent = `${maps.from[found[0]]} looks at ${maps.to[found[1]]}: ${percent(at(+head.value, ...found) / 255)}`;
+    if (found) output.textContent = `${maps.from[found[0]]} looks at ${maps.to[found[1]]}: ${percent(at(+head.value, ...found))}`;
   };
   large.onclick = event => { const found = cell(event); if (found) { looking = found[0]; draw(); } };
   layer.onchange = head.onchange = draw;
