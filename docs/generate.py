@@ -1,17 +1,25 @@
-"""Writes `docs/cli.md` and `docs/chat.md` from the commands themselves: `make docs`. A test compares them with that."""
+"""Writes `docs/cli.md`, `docs/chat.md` and `docs/explain-json.md` from the code itself: `make docs`.
+
+A test compares them with that.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 
 import click
 
 from edgetune.chat.commands import commands_page
+from edgetune.cli.attribute_docs import attribute_docs
 from edgetune.cli.main import VERBS, edgetune
+from edgetune.explain import page as explain_page
 
 PAGE = Path(__file__).with_name("cli.md")
 CHAT_PAGE = Path(__file__).with_name("chat.md")
+EXPLAIN_PAGE = Path(__file__).with_name("explain-json.md")
 
 
 def command_line_page() -> str:
@@ -30,6 +38,48 @@ def command_line_page() -> str:
     return "\n".join(pages)
 
 
+def explain_json_page() -> str:
+    """The fields of what `edgetune explain --json` prints, as Markdown."""
+    intro = (
+        "Made by `make docs` from the values themselves. `edgetune explain MODEL PROMPT --json` prints one "
+        "Explanation; numbers have six digits, attention four decimals."
+    )
+    pages = ["# The JSON of `edgetune explain`\n", f"{intro}\n"]
+    kinds = [one for one in vars(explain_page).values() if isinstance(one, type) and is_dataclass(one)]
+    for kind in reversed(kinds):
+        docs = attribute_docs(kind)
+        rows = [
+            f"| `{name}` | {_json_type(str(annotation))} | {docs.get(name, '').replace('None', 'null')} |"
+            for name, annotation in kind.__annotations__.items()
+        ]
+        text = (kind.__doc__ or "").strip()
+        pages.append(
+            f"## {kind.__name__}\n\n{text}\n\n| field | type | what it says |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    return "\n".join(pages)
+
+
+def _json_type(annotation: str) -> str:
+    """What a field's Python type is in JSON."""
+    text = annotation.replace("NDArray[np.float32] | None", "nested lists of numbers, or null")
+    text = text.replace("Mapping[str, float]", "object of numbers").replace("Mapping[str, Any]", "object")
+    text = re.sub(r"Literal\[(.*)\]", lambda found: found[1].replace(", ", " or "), text)
+    text = text.replace("ModelKind", '"decoder" or "encoder" or "encoder-decoder"').replace(
+        "tuple[float, int]", "pairs of numbers"
+    )
+    while (shorter := re.sub(r"tuple\[([^\[\]]*), \.\.\.\]", r"list of \1", text)) != text:
+        text = shorter
+    for name, known in (
+        ("str", "string"),
+        ("Path", "string"),
+        ("int", "number"),
+        ("float", "number"),
+        ("bool", "boolean"),
+    ):
+        text = re.sub(rf"\b{name}\b", known, text)
+    return re.sub(r"list of (number|string)\b", r"list of \1s", text).replace(" | None", ", or null").replace("'", '"')
+
+
 def _help(command: click.Command, name: str) -> str:
     context = click.Context(
         command,
@@ -44,3 +94,4 @@ def _help(command: click.Command, name: str) -> str:
 if __name__ == "__main__":
     PAGE.write_text(command_line_page(), encoding="utf-8")
     CHAT_PAGE.write_text(commands_page(), encoding="utf-8")
+    EXPLAIN_PAGE.write_text(explain_json_page(), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import CHAT_PAGE, PAGE, command_line_page
+from docs.generate import CHAT_PAGE, EXPLAIN_PAGE, PAGE, command_line_page, explain_json_page
 from edgetune.chat.commands import commands_page
 from edgetune.cli.main import VERBS
 
@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_command_line_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == command_line_page(), "run `make docs`"
     assert CHAT_PAGE.read_text(encoding="utf-8") == commands_page(), "run `make docs`"
+
+
+def test_the_page_of_explains_json_is_up_to_date() -> None:
+    assert EXPLAIN_PAGE.read_text(encoding="utf-8") == explain_json_page(), "run `make docs`"
 
 
 def test_readme_names_every_command_and_no_other() -> None:
