@@ -25,13 +25,13 @@ TEXTS = [
 
 
 def write_seq2seq(directory: Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
-    """Save a checkpoint of `family`: t5, flan-t5, bart, mbart, mbart50 or bert2bert."""
+    """Save a checkpoint of `family`: t5, flan-t5, bart, mbart, mbart50, bert2bert or one of `OTHERS`."""
     import torch
 
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, tokenizer = _FAMILIES[family](**changes)
+        model, tokenizer = _FAMILIES[family](**changes) if family in _FAMILIES else _other(family, **changes)
         _randomize(model, seed=seed)
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
@@ -143,6 +143,66 @@ def _bert2bert(**changes: Any) -> tuple[Any, Any]:
     model.config.decoder_start_token_id, model.config.pad_token_id, model.config.eos_token_id = 2, 0, 3
     model.generation_config = transformers.GenerationConfig(decoder_start_token_id=2, pad_token_id=0, eos_token_id=3)
     return model, tokenizer
+
+
+_T5_SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_PROPHET_SIZES = {
+    "hidden_size": 64,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "max_position_embeddings": 128,
+    "num_buckets": 16,
+    "relative_max_distance": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 1,
+}
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "m2m100": ("M2M100ForConditionalGeneration", "mbart50", {}),
+    "pegasus": ("PegasusForConditionalGeneration", "t5", {"scale_embedding": True}),
+    "pegasus-x": ("PegasusXForConditionalGeneration", "t5", {"num_global_tokens": 8, "block_size": 16}),
+    "marian": ("MarianMTModel", "t5", {"bad_words_ids": [[0]]}),
+    "plbart": ("PLBartForConditionalGeneration", "mbart", {}),
+    "led": (
+        "LEDForConditionalGeneration",
+        "t5",
+        {"attention_window": 16, "max_encoder_position_embeddings": 256, "max_decoder_position_embeddings": 128},
+    ),
+    "longt5": ("LongT5ForConditionalGeneration", "t5", {**_T5_SIZES, "local_radius": 7}),
+    "longt5-global": (
+        "LongT5ForConditionalGeneration",
+        "t5",
+        {**_T5_SIZES, "local_radius": 7, "global_block_size": 4, "encoder_attention_type": "transient-global"},
+    ),
+    "switch": (
+        "SwitchTransformersForConditionalGeneration",
+        "t5",
+        {**_T5_SIZES, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    ),
+    "prophetnet": ("ProphetNetForConditionalGeneration", "t5", _PROPHET_SIZES),
+}
+"""Families that run in torch alone: (class, tokenizer, settings)."""
+
+
+def _other(family: str, **changes: Any) -> tuple[Any, Any]:
+    import transformers
+
+    class_name, kind, settings = OTHERS[family]
+    tokenizer, model_class = unigram_tokenizer(kind), getattr(transformers, class_name)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    sizes = (
+        {}
+        if "d_kv" in settings or "num_buckets" in settings
+        else _bart_sizes(len(tokenizer), start=end, end=end, pad=pad)
+    )
+    sizes.pop("max_position_embeddings" if family == "led" else "", None)
+    config = model_class.config_class(**{"vocab_size": len(tokenizer), **sizes, **settings, **changes})
+    return model_class(config), tokenizer
 
 
 def unigram_tokenizer(kind: str) -> Any:
