@@ -64,7 +64,9 @@ def chart_svg(lines: Sequence[Line], *, title: str, across: str = "step") -> str
     for line, points in kept:
         body += [_path(_thin(points), "raw", at)] if line.smooth else []
         body += [_path(_thin(_smooth(points) if line.smooth else points), "valid" if line.measured else "train", at)]
-        body += [f'<circle class="dot" cx="{at(*p)[0]}" cy="{at(*p)[1]}" r="3"/>' for p in points if line.measured]
+        body += [
+            f'<circle class="dot" cx="{at(*p)[0]}" cy="{at(*p)[1]}" r="3"/>' for p in _thin(points) if line.measured
+        ]
     legend = " · ".join(line.name for line in lines)
     body.append(f'<text x="{_WIDTH - _RIGHT}" y="20" text-anchor="end">{escape(legend)}</text>')
     return _document(body, title)

@@ -21,6 +21,10 @@ from edgetune.tui.visible import one_line, visible
 
 _METRICS = "metrics.jsonl"
 _CURVE_ROWS = 5
+_FIRST_STEPS = [
+    ("try", "c to chat; t to train an adapter on the support tickets that come with it."),
+    ("then", "What is trained, converted or quantized is listed here, to chat with."),
+]
 
 
 def details(entry: Entry, *, palette: Palette, width: int) -> RenderableType:
@@ -33,7 +37,9 @@ def details(entry: Entry, *, palette: Palette, width: int) -> RenderableType:
     if (use := purpose(entry)) != "chat":
         rows.insert(1, ("made for", f"edgetune {use}"))
     rows.append(("path", str(entry.path)))
-    if not entry.embedded:
+    if entry.embedded:
+        rows += _FIRST_STEPS
+    else:
         rows.append(("changed", f"{datetime.fromtimestamp(entry.added):%Y-%m-%d %H:%M}"))
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
@@ -82,6 +88,7 @@ def _about_run(entry: Entry, palette: Palette, width: int) -> tuple[list[tuple[s
         ("steps", f"{metrics['step']:,}" if "step" in metrics else ""),
         ("loss", f"{train[0]:.4f} → {train[-1]:.4f}" if train else ""),
         ("validation", f"{valid[0]:.4f} → {valid[-1]:.4f}" if len(valid) > 1 else ""),
+        ("report", str(report) if (report := entry.path / "report.html").is_file() else ""),
         ("GGUF", ", ".join(sorted(path.name for path in entry.path.glob("*.gguf"))) or "not converted yet"),
     ]
     return rows, curve(train, palette, width=width, rows=_CURVE_ROWS) if len(train) > 1 else []
