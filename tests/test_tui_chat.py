@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from textual import events
+from textual.content import Content
 from textual.widgets import OptionList, TextArea, Tree
 
+from edgetune.chat.commands import COMMANDS
 from edgetune.chat.presets import load_presets
 from edgetune.chat.templates import load_template
 from edgetune.engine.sampling import Sampling
@@ -348,7 +350,8 @@ async def test_keys_and_the_palette() -> None:
         assert driver.typed == "why?"
         titles = [command.title for command in driver.app.get_system_commands(driver.screen)]
         assert "Adapters" in titles
-        assert any(title.startswith("/export") for title in titles)
+        shown = [Content.from_markup(title).plain for title in titles]
+        assert {f"/{command.name} {command.arguments}".rstrip() for command in COMMANDS} <= {*shown}
 
 
 async def test_ctrl_d_saves_and_leaves() -> None:

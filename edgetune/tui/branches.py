@@ -13,6 +13,7 @@ from textual.widgets import Tree as TreeWidget
 from textual.widgets.tree import TreeNode
 
 from edgetune.chat.tree import Node, Tree
+from edgetune.tui.keys import KeyRows, key_rows
 from edgetune.tui.palette import Palette
 from edgetune.tui.visible import one_line
 
@@ -40,6 +41,12 @@ class BranchesScreen(ModalScreen["str | None"]):
             widget.auto_expand = False
             widget.guide_depth = 2
             yield widget
+
+    def key_help(self) -> list[tuple[str, KeyRows]]:
+        """What the keys do here."""
+        return [
+            ("Branches", [("↑ ↓", "The message above, below"), ("Enter", "Go on from there"), *key_rows(self.BINDINGS)])
+        ]
 
     def on_mount(self) -> None:
         """Fill it, and stand where the conversation is."""

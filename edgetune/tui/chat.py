@@ -127,8 +127,10 @@ class ChatScreen(ChatMessages):
                 text = binding.description
                 yield SystemCommand(text, f"Key {key_rows([binding])[0][0]}", lambda a=binding.action: self._act(a))
         for command in COMMANDS:
-            title = f"/{command.name} {command.arguments}".rstrip()
-            yield SystemCommand(title, command.help, lambda c=command: self._begin_command(c.name, bool(c.arguments)))
+            # The palette reads markup; what is optional stands in brackets.
+            title = f"/{command.name} {command.arguments}".rstrip().replace("[", r"\[")
+            help = command.help.replace("[", r"\[")
+            yield SystemCommand(title, help, lambda c=command: self._begin_command(c.name, bool(c.arguments)))
 
     @work(exclusive=False)
     async def _name_control_tokens(self) -> None:

@@ -16,6 +16,7 @@ from edgetune.chat.templates import PLACE, delete_template, load_template, save_
 from edgetune.errors import EdgetuneError
 from edgetune.tui.dialogs import AskDialog, LineDialog, TextDialog
 from edgetune.tui.ending import EndsWorkers
+from edgetune.tui.keys import KeyRows, key_rows
 from edgetune.tui.visible import one_line, visible
 
 
@@ -35,6 +36,10 @@ class TemplatesScreen(EndsWorkers, ModalScreen["str | None"]):
             box.border_title = "Prompt templates"
             box.border_subtitle = "Enter uses, n new, e edit, d delete, Esc closes"
             yield OptionList(markup=False, compact=True)
+
+    def key_help(self) -> list[tuple[str, KeyRows]]:
+        """What the keys do here."""
+        return [("Prompt templates", [("Enter", "Put it into the input"), *key_rows(self.BINDINGS)])]
 
     def on_mount(self) -> None:
         """Fill it."""
