@@ -149,8 +149,8 @@ def _smooth(points: Points) -> list[tuple[float, float]]:
 
 
 def _thin(points: Points) -> Points:
-    every = math.ceil(len(points) / _MOST_POINTS) or 1
-    return [*points[::every], *points[-1:]]
+    every = math.ceil(len(points) / _MOST_POINTS)
+    return points if every < 2 else [*points[::every], *points[-1:]]
 
 
 def _path(points: Points, name: str, at: _Place) -> str:
