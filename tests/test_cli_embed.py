@@ -82,6 +82,19 @@ def test_a_bad_row_is_named_and_skipped_on_request(
     assert "line 5: expected the columns text, found id" in out.err
 
 
+def test_a_broken_csv_row_is_named_and_skipped_on_request(
+    gguf: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('id,text\n1,the fox\n2,"hello\n3,a cafe\n4\n')
+    assert run(["classify", gguf, str(path)]) == ExitCode.USAGE
+    assert f"{path}, line 3: a quote is opened and not closed" in capsys.readouterr().err
+    assert run(["classify", gguf, str(path), "--json", "--skip-bad", "-t", "1"]) == ExitCode.OK
+    out = capsys.readouterr()
+    assert [one["text"] for one in lines(out.out)] == ["the fox", "a cafe"]
+    assert "line 5: expected 2 columns (id, text), found 1" in out.err
+
+
 def test_a_text_that_is_cut_is_counted(gguf: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["classify", gguf, "the fox " * 300, "--json", "-t", "1"]) == ExitCode.OK
     assert "1 text was longer than the 160 tokens" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 
 from edgetune.data import Dataset, held_out_ids, read_dataset, tokenize
 from edgetune.data.formats import Conversation, Document, Example, Pair
+from edgetune.data.sources import BadRow, Row, iter_rows
 from edgetune.data.tokenizer import load_tokenizer
 from edgetune.errors import DataError, UsageError
 from edgetune.events import Event, Notice
@@ -183,6 +184,29 @@ def test_rows_of_a_json_list_have_their_true_line(tmp_path: Path) -> None:
     path.write_text(f"[\n{GOOD},\n{{oops}}\n]", encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.json, line 3: the JSON list is broken"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "bad", "good"),
+    [
+        # Closed by a quote of a later row, by none at all, and badly in its own row.
+        ('text,label\na,1\n"b,2\nc,3\n"d",4\n', [3], ["a", "c", "d"]),
+        ('text,label\r\na,1\r\n"b,2\r\nc,3\r\n', [3], ["a", "c"]),
+        ('text,label\n"x\ny",1\n"a"b,2\nc\nd,4,5\nz,6\n', [4, 5, 6], ["x\ny", "z"]),
+        ('text,label\na,1\n"b"c,2', [3], ["a"]),
+    ],
+)
+def test_a_broken_csv_row_is_named_and_those_after_it_are_read(
+    text: str, bad: list[int], good: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode())
+    rows = list(iter_rows(path))
+    assert [row.line for row in rows if isinstance(row, BadRow)] == bad
+    assert [row.values["text"] for row in rows if isinstance(row, Row)] == good
+    path.write_text('"text,label\na,1\n')
+    with pytest.raises(DataError, match=r"rows.csv, line 1: a quote is opened and not closed"):
+        list(iter_rows(path))
 
 
 def test_csv_lines_count_through_quoted_line_breaks(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from edgetune.cli.progress import say
 from edgetune.cli.terminal import read_stdin, valid_text
 from edgetune.errors import DataError, UsageError
 
-TEXT_COLUMNS = ("text", "sentence", "content", "input", "document", "passage", "query", "question")
+TEXT_COLUMNS = (
+    *("text", "sentence", "content", "input", "document", "passage", "query", "question", "source", "article"),
+)
 PAIR_COLUMNS = (
     ("text_a", "text_b"), ("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("premise", "hypothesis"),
-    ("question1", "question2"), ("text1", "text2"), ("question", "sentence"), ("query", "passage"),
-    ("query", "document"),
+    ("question1", "question2"), ("text1", "text2"), ("question", "sentence"), ("question", "context"),
+    ("query", "passage"), ("query", "document"),
 )  # fmt: skip
 _LINES = (".txt",)
 _MOST_TOLD = 5

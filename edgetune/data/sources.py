@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -293,25 +294,40 @@ def _iter_csv(path: Path, text: str, delimiter: str) -> Iterator[Row | BadRow]:
     header = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = delimiter or max(",;\t", key=header.count)
     csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = list(io.StringIO(text, newline=""))
     names: list[str] | None = None
-    line = 1
-    try:
-        for cells in reader:
-            start, line = line, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
+    begin = 0
+    while begin < len(lines):
+        reader = csv.reader(islice(lines, begin, None), delimiter=delimiter, strict=True)
+        line, first = begin + 1, begin + 1
+        try:
+            for cells in reader:
+                start, line = line, first + reader.line_num
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if names is None:
+                    names = _column_names(path, start, cells)
+                elif len(cells) != len(names):
+                    yield BadRow(path, start, f"expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
+                else:
+                    yield Row(path, start, dict(zip(names, cells, strict=True)))
+            return
+        except csv.Error as error:
+            is_open = "unexpected end" in str(error)
+            problem = "a quote is opened and not closed" if is_open else f"broken CSV: {error}"
             if names is None:
-                names = [cell.strip() for cell in cells]
-                if wrong := _SURROGATE.search("".join(names)):
-                    found = f"byte 0x{ord(wrong.group()) & 0xFF:02x} is not valid UTF-8"
-                    raise DataError(f"{path}, line {start}: {found}.", hint="Save the file as UTF-8.")
-            elif len(cells) != len(names):
-                yield BadRow(path, start, f"expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
-            else:
-                yield Row(path, start, dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: broken CSV: {error}.", hint="Repair the file.") from error
+                raise DataError(f"{path}, line {line}: {problem}.", hint="Repair the file.") from error
+            yield BadRow(path, line, problem)
+            # A quote that is not closed swallows the rows after it; they are read again without it.
+            begin = line
+
+
+def _column_names(path: Path, line: int, cells: Sequence[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if wrong := _SURROGATE.search("".join(names)):
+        found = f"byte 0x{ord(wrong.group()) & 0xFF:02x} is not valid UTF-8"
+        raise DataError(f"{path}, line {line}: {found}.", hint="Save the file as UTF-8.")
+    return names
 
 
 def _iter_parquet(path: Path) -> Iterator[Row | BadRow]:
