@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgetune.cli.main import run
 from edgetune.engine import open_encoder
 from edgetune.engine.encoder import Encoder
 from edgetune.engine.encoder_llama import open_llama_encoder
 from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.torch.encoder import open_torch_encoder
 from edgetune.errors import ExitCode, UnsupportedError, UsageError
 from edgetune.events import Event, Progress
 from edgetune.export import export_adapter, export_base
@@ -251,8 +253,6 @@ def test_t5s_encoder_sees_the_whole_text(tmp_path: Path, capsys: pytest.CaptureF
     import torch
     import transformers
 
-    from edgetune.cli.main import run
-
     whole = write_seq2seq(tmp_path / "t5", "flan-t5")
     directory = tmp_path / "encoder"
     model = transformers.T5EncoderModel.from_pretrained(whole).eval()
@@ -272,3 +272,50 @@ def test_t5s_encoder_sees_the_whole_text(tmp_path: Path, capsys: pytest.CaptureF
     for path in (whole, write_seq2seq(tmp_path / "bart", "bart")):
         assert run(["embed", str(path), "rain", "--engine", "torch"]) == ExitCode.UNSUPPORTED
         assert "edgetune generate" in capsys.readouterr().err
+
+
+def test_a_head_is_on_or_off_in_both_engines(root: Path, checkpoint: Path, gguf: Path, adapter: Path) -> None:
+    export_adapter(adapter, root / "half.gguf", base_dir=checkpoint)
+    told = []
+    for scale in (0.5, -1.0):
+        with pytest.raises(UnsupportedError, match="brings a head, which cannot be scaled") as llama:
+            open_llama_encoder(gguf, lora=[LoraSpec(root / "half.gguf", scale)], threads=1)
+        with pytest.raises(UnsupportedError, match="brings a head, which cannot be scaled") as torch:
+            open_torch_encoder(checkpoint, adapter_dir=adapter, adapter_scale=scale)
+        told.append({str(one.value).partition(" brings")[2] for one in (llama, torch)})
+    assert [len(one) for one in told] == [1, 1]
+    with pytest.raises(UnsupportedError, match="both bring a head"):
+        open_llama_encoder(gguf, lora=[LoraSpec(root / "half.gguf"), LoraSpec(root / "half.gguf")], threads=1)
+
+
+def test_an_adapter_without_a_head_counts_in_part_in_both_engines(root: Path) -> None:
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    base = write_encoder(root / "plain", "bert")
+    model = get_peft_model(
+        transformers.BertModel.from_pretrained(base), LoraConfig(r=4, target_modules=["query", "key"])
+    )
+    randomize_lora(model)
+    model.save_pretrained(root / "lora")
+    export_base(base, root / "plain.gguf", outtype="f32")
+    export_adapter(root / "lora", root / "lora.gguf", base_dir=base, outtype="f32")
+    vectors = {}
+    for scale in (0.5, 1.0, -1.0):
+        with open_torch_encoder(base, adapter_dir=root / "lora", adapter_scale=scale, dtype="f32") as torch:
+            vectors[scale] = torch.embed(TEXTS)
+        with open_llama_encoder(root / "plain.gguf", lora=[LoraSpec(root / "lora.gguf", scale)], threads=1) as llama:
+            assert furthest(vectors[scale], llama.embed(TEXTS)) < 1e-4
+    assert furthest(vectors[0.5], vectors[1.0]) > 1e-3
+    assert run(["embed", str(base), "a fox", "--lora", f"{root / 'lora'}:0.5", "--engine", "torch"]) == ExitCode.OK
+
+
+def randomize_lora(model: Any) -> None:
+    """Nothing in the adapter stays zero."""
+    import torch
+
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.3)

@@ -6,7 +6,7 @@ the order of the texts. What runs the model is a `Backend`: llama.cpp on a GGUF,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import numpy as np
 
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, Text
 from edgetune.engine.in_step import batches
+from edgetune.engine.protocol import LoraSpec
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Notice, Progress, Sink, ignore
 from edgetune.head import POOLINGS, Array, Head, Pooling, normalized, sigmoid, softmax
@@ -235,6 +236,20 @@ class Encoder:
 
 class _Compute(Protocol):
     def __call__(self, batch: Sequence[Encoded], /) -> Array: ...
+
+
+def check_heads(adapters: Sequence[LoraSpec], brings_head: Callable[[Path], bool]) -> None:
+    """Raise `UnsupportedError` for a head in part, or for two: a head takes the place of the base's, or does not."""
+    active = [one for one in adapters if one.scale and brings_head(one.path)]
+    for one in active:
+        if one.scale != 1:
+            raise UnsupportedError(
+                f"{one.path} brings a head, which cannot be scaled by {one.scale:g}.", hint="Use 1, or 0."
+            )
+    if len(active) > 1:
+        raise UnsupportedError(
+            f"{active[0].path} and {active[1].path} both bring a head, and the model has one.", hint="Give one of them."
+        )
 
 
 def with_adapter_head(profile: Profile, head: Head | None) -> Profile:

@@ -18,7 +18,7 @@ from edgetune.engine import native
 from edgetune.engine.adapters import LoadedAdapters
 from edgetune.engine.backends import list_devices
 from edgetune.engine.batch import Batch
-from edgetune.engine.encoder import Encoder, Profile, with_adapter_head
+from edgetune.engine.encoder import Encoder, Profile, check_heads, with_adapter_head
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, JsonEncoderTokenizer, LlamaEncoderTokenizer
 from edgetune.engine.json_tokenizer import JSON_KEY
 from edgetune.engine.loading import FLASH_ATTENTION, FlashAttention, gpu_layers_for, load_weights
@@ -227,9 +227,10 @@ def open_llama_encoder(
     tokenizer: EncoderTokenizer | None = None
     try:
         profile = _profile(header, head, is_encoder=_is_encoder(header))
-        for spec in lora:
-            if spec.scale:
-                profile = with_adapter_head(profile, read_head(spec.path))
+        heads = {spec.path: read_head(spec.path) for spec in lora if spec.scale}
+        check_heads(lora, lambda path: bool((found := heads[path]) and found.layers))
+        for brought in heads.values():
+            profile = with_adapter_head(profile, brought)
         backend = LlamaBackend(model, header, profile, threads=threads, flash_attn=flash_attn, tap=tap)
         backend.set_adapters(lora)
         tokenizer = _open_tokenizer(path, header)

@@ -52,11 +52,14 @@ def open_encoder(
 
 def _open_torch(model: str, lora: Sequence[str], *, force: bool, dtype: str, threads: int) -> Encoder:
     files = find_torch_files(find_model(model), lora, force=force)
-    if len(files.adapters) > 1:
-        raise UsageError("In torch a model runs with one adapter.", hint="Leave out --engine torch, or all but one.")
-    adapter = files.adapters[0].path if files.adapters else None
+    adapters = [one for one in files.adapters if one.scale]
+    if len(adapters) > 1:
+        raise UsageError("In torch an encoder runs with one adapter.", hint="Leave out --engine torch, or all but one.")
+    options: dict[str, Any] = {}
+    if adapters:
+        options = {"adapter_dir": adapters[0].path, "adapter_scale": adapters[0].scale}
     from edgetune.engine.torch.encoder import open_torch_encoder
     from edgetune.engine.torch.loading import require_torch
 
     require_torch()
-    return open_torch_encoder(files.base, adapter_dir=adapter, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    return open_torch_encoder(files.base, dtype=dtype, threads=threads, **options)  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from edgetune.artifacts import RUN_RECORD, Run
-from edgetune.engine.encoder import Encoder, Profile
+from edgetune.engine.encoder import Encoder, Profile, check_heads
 from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
+from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.adapters import READERS, read_with_peft
 from edgetune.engine.torch.loading import TOKENIZER_FILES
 from edgetune.engine.torch.sentence_layers import load_layer
@@ -110,18 +111,28 @@ class TorchBackend:
 
 
 def open_torch_encoder(
-    model_dir: Path, *, adapter_dir: Path | None = None, dtype: Dtype = "auto", threads: int = 0
+    model_dir: Path,
+    *,
+    adapter_dir: Path | None = None,
+    adapter_scale: float = 1.0,
+    dtype: Dtype = "auto",
+    threads: int = 0,
 ) -> Encoder:
     """Open the Hugging Face or sentence-transformers directory `model_dir`, with PEFT's adapter in `adapter_dir`.
 
-    `dtype` auto is bf16 where this machine computes in it, else f32; `threads` 0 leaves torch's own number. Raises
-    `UnsupportedError` when transformers cannot load it, `ImportError` without torch, transformers or PEFT.
+    `adapter_scale` multiplies what a LoRA without a head adds. `dtype` auto is bf16 where this machine computes in it,
+    else f32; `threads` 0 leaves torch's own number. Raises `UnsupportedError` when transformers cannot load it or a
+    head is to be scaled, `ImportError` without torch, transformers or PEFT.
     """
     if threads:
         import torch
 
         torch.set_num_threads(threads)
+    if adapter_dir is not None:
+        check_heads([LoraSpec(adapter_dir, adapter_scale)], _brings_head)
     backend, tokenizer = load_backend(model_dir, adapter_dir=adapter_dir, dtype=dtype)
+    if adapter_dir is not None and adapter_scale != 1:
+        _scale(backend.model, adapter_dir, adapter_scale)
     return Encoder(backend, tokenizer)
 
 
@@ -225,6 +236,20 @@ def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}.", hint="Train or download it again.") from error
     return values if isinstance(values, dict) else {}
+
+
+def _brings_head(adapter_dir: Path) -> bool:
+    return bool(_adapter_config(adapter_dir).get("modules_to_save")) or _adapter_outputs(adapter_dir) > 0
+
+
+def _scale(model: Any, adapter_dir: Path, scale: float) -> None:
+    """Let what the LoRA adds count `scale` times. Raises `UnsupportedError` for another kind of adapter."""
+    if (kind := _adapter_config(adapter_dir).get("peft_type")) != "LORA":
+        raise UnsupportedError(f"{adapter_dir} is of kind {kind}, which cannot be scaled by {scale:g}.", hint="Use 1.")
+    for module in model.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict):
+            module.scaling = {name: value * scale for name, value in scaling.items()}
 
 
 def _adapter_outputs(adapter_dir: Path) -> int:
