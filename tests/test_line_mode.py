@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,3 +204,11 @@ def test_a_history_that_cannot_be_kept_ends_no_chat(keyboard: PipeInput) -> None
     (home_dir() / "history").mkdir(parents=True)
     keyboard.send_text("hello\r")
     assert line_mode._build_prompt(cast(OpenChat, None)).prompt(">>> ") == "hello"
+
+
+def test_what_was_typed_is_kept_for_nobody_else(keyboard: PipeInput) -> None:
+    home_dir().mkdir(parents=True, exist_ok=True)
+    keyboard.send_text("hello\r")
+    assert line_mode._build_prompt(cast(OpenChat, None)).prompt(">>> ") == "hello"
+    assert "+hello\n" in (home_dir() / "history").read_text(encoding="utf-8")
+    assert os.name == "nt" or (home_dir() / "history").stat().st_mode & 0o077 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ async def test_the_input_has_lines_and_a_history() -> None:
         await driver.press("ctrl+c")
         assert driver.typed == ""
     assert "+first\n" in (home_dir() / "history").read_text(encoding="utf-8")
+    assert os.name == "nt" or (home_dir() / "history").stat().st_mode & 0o077 == 0
 
 
 async def test_files_are_attached_and_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

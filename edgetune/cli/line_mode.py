@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -218,6 +219,8 @@ def _build_prompt(chat: OpenChat) -> Any:
 
         def store_string(self, string: str) -> None:
             with suppress(OSError, UnicodeError):
+                # As private as the chats themselves.
+                Path(str(self.filename)).touch(mode=0o600)
                 super().store_string(string)
 
     class Commands(Completer):

@@ -27,6 +27,8 @@ class History:
             lines = "".join(f"+{line}\n" for line in text.split("\n"))
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                # As private as the chats themselves.
+                self._path.touch(mode=0o600)
                 with self._path.open("a", encoding="utf-8", errors="replace") as file:
                     file.write(f"\n# {datetime.now()}\n{lines}")
             except OSError:
