@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,28 @@ def test_small_data_and_old_data_are_not_kept(base_dir: Path, tmp_path: Path, mo
     monkeypatch.setattr(module, "KEPT", 2)
     for count in (3, 4, 5):
         made(write_rows(tmp_path / "train.jsonl", count), base_dir)
-    assert len(list((cache_dir() / "tokens").iterdir())) == 2
+    kept = list((cache_dir() / "tokens").iterdir())
+    assert len(kept) == 2
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in kept]
+    monkeypatch.setattr(module, "MOST_BYTES", max(sizes))
+    data = write_rows(tmp_path / "train.jsonl", 6)
+    made(data, base_dir)
+    assert len(list((cache_dir() / "tokens").iterdir())) == 1
+    assert not is_new(made(data, base_dir)[1])
+
+
+def test_without_the_cache_the_same_sequences_are_made_and_nothing_is_kept(base_dir: Path, tmp_path: Path) -> None:
+    from edgetune.training import TrainSettings, prepare
+
+    data = write_rows(tmp_path / "train.jsonl")
+    settings = TrainSettings(model=str(base_dir), data=(str(data),), eval=False)
+    without = prepare(replace(settings, cache=False))
+    assert not cache_dir().exists()
+    kept, found = prepare(settings), prepare(settings)
+    assert cache_dir().exists()
+    assert equal(without.splits["train"], kept.splits["train"])
+    assert equal(without.splits["train"], found.splits["train"])
+    assert not replace(settings, cache=False).differences(settings)
 
 
 def test_a_home_that_cannot_be_written_does_no_harm(base_dir: Path, tmp_path: Path) -> None:

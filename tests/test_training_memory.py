@@ -15,7 +15,7 @@ from edgetune.cli.main import edgetune
 from edgetune.data import Tokenized
 from edgetune.errors import UnsupportedError
 from edgetune.training import TrainSettings
-from edgetune.training.forecast import Case, forecast, probe, propose
+from edgetune.training.forecast import Case, Forecast, forecast, probe, propose
 from edgetune.training.memory import Frozen, Memory, estimate, frozen_base, kept_bytes, process_bytes
 from tests.checkpoints import edit_json, write_checkpoint
 from tests.task_models import write_model, write_rows
@@ -228,6 +228,33 @@ def test_plan_says_when_nothing_fits(base_dir: Path, monkeypatch: pytest.MonkeyP
     assert told.exit_code == 0
     assert told.stdout == ""
     assert "None of it fits" in told.stderr
+
+
+def test_qlora_is_proposed_where_lora_does_not_fit(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetune.training import forecast as module
+
+    asked = list[str]()
+    real = forecast(TrainSettings(model=str(base_dir), rank=4))
+
+    def of(settings: TrainSettings) -> Forecast:
+        asked.append(settings.method)
+        fits = settings.method == "qlora"
+        return replace(real, method=settings.method, proposal=replace(settings, max_length=256) if fits else None)
+
+    monkeypatch.setattr(module, "forecast", of)
+    told = CliRunner().invoke(edgetune, ["plan", "-m", str(base_dir), "--no-probe"])
+    assert told.stdout == f"edgetune train -m {base_dir} -d DATA --method qlora --max-length 256\n"
+    assert asked == ["lora", "qlora"]
+    asked.clear()
+    assert CliRunner().invoke(edgetune, ["plan", "-m", str(base_dir), "--no-probe", "--method", "lora"]).stdout == ""
+    assert asked == ["lora"]
+
+
+def test_methods_are_planned_by_name(base_dir: Path) -> None:
+    plans = {name: forecast(TrainSettings(model=str(base_dir), rank=4, method=name)) for name in ("lora", "full")}
+    assert plans["full"].trainable_parameters == plans["full"].all_parameters
+    assert plans["full"].cases[0].memory.adapter > plans["lora"].cases[0].memory.adapter
+    assert plans["full"].cases[0].memory.weights == 0
 
 
 def test_a_base_that_is_no_decoder_is_refused(base_dir: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ _PROPOSED = ("max_length", "batch_size", "grad_accum")
 @click.option(
     "-m", "--model", required=True, metavar="MODEL", help="Base model: a directory, or a name in the library."
 )
+@click.option("--method", metavar="NAME", help="How to adapt it; by default LoRA, or QLoRA where that alone fits.")
 @click.option("--max-length", type=int, help="Longest sequence; by default the plan proposes one.")
 @click.option("--rank", type=int, help="LoRA rank r.")
 @click.option("--target-modules", multiple=True, metavar="NAMES", help="Modules to adapt.")
@@ -40,11 +41,11 @@ def command(probe: bool, as_json: bool, **options: Any) -> None:
     edgetune plan -m models/Qwen2.5-0.5B --max-length 4096 --no-probe
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    from edgetune.training.forecast import forecast
+    from edgetune.training.forecast import fitting_forecast, forecast
     from edgetune.training.forecast import probe as measure
 
     settings = merge_settings(given, {})
-    found = forecast(settings)
+    found = forecast(settings) if "method" in given else fitting_forecast(settings)
     speed = None
     if probe and found.proposal is not None:
         with show_progress() as sink:
@@ -74,6 +75,7 @@ def _record(found: Forecast, speed: float | None) -> dict[str, Any]:
         "model": str(found.model_dir),
         "device": found.device,
         "dtype": found.dtype,
+        "method": found.method,
         "trainable_parameters": found.trainable_parameters,
         "all_parameters": found.all_parameters,
         "free_memory_bytes": found.free_bytes,
@@ -98,6 +100,8 @@ def _show(found: Forecast, speed: float | None) -> None:
     trained, every = found.trainable_parameters, found.all_parameters
     free = amount(found.free_bytes, "bytes")
     say(f"{trained:,} of {every:,} parameters are trained, on {found.device} in {found.dtype}; {free} are free.")
+    if found.method == "qlora":
+        say("The base is held in 4 bits (QLoRA).")
     if found.proposal is None:
         say("None of it fits. A smaller model, or the same one quantized (a GGUF file with -m), takes less.")
         return
@@ -113,7 +117,7 @@ def _train_command(found: Forecast) -> str:
     if found.proposal is None:
         return ""
     default, parts = TrainSettings(), ["edgetune", "train", "-m", found.proposal.model, "-d", "DATA"]
-    for name in ("max_length", "batch_size", "rank", "dtype", "device", "grad_checkpointing"):
+    for name in ("method", "max_length", "batch_size", "rank", "dtype", "device", "grad_checkpointing"):
         value = getattr(found.proposal, name)
         if value != getattr(default, name):
             parts += [flag_name(name), str(value)]

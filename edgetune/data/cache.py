@@ -32,6 +32,9 @@ LEAST_ROWS = 1000
 KEPT = 8
 """Data sets that are kept."""
 
+MOST_BYTES = 4 << 30
+"""What they may take on disk together; the newest one is kept whatever it takes."""
+
 _FORMAT = 2
 
 
@@ -97,9 +100,16 @@ def _write(directory: Path, splits: Mapping[str, Split[Tokenized]], notices: Seq
             np.save(partial / f"{name}.rows.npy", np.array(split.rows_of, dtype=np.int64))
         counts = {name: [split.rows, split.truncated, split.dropped] for name, split in splits.items()}
         (partial / "splits.json").write_text(json.dumps({"counts": counts, "notices": notices}), encoding="utf-8")
-    kept = sorted(directory.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
-    for old in kept[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_old(directory.parent)
+
+
+def _remove_old(home: Path) -> None:
+    newest_first = sorted(home.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for number, kept in enumerate(newest_first):
+        total += sum(path.stat().st_size for path in kept.iterdir())
+        if number and (number >= KEPT or total > MOST_BYTES):
+            shutil.rmtree(kept, ignore_errors=True)
 
 
 def _read(directory: Path) -> tuple[dict[str, Split[Tokenized]], list[tuple[str, str]]] | None:

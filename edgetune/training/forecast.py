@@ -61,6 +61,7 @@ class Forecast:
     model_dir: Path
     device: str
     dtype: str
+    method: str
     trainable_parameters: int
     all_parameters: int
     free_bytes: int
@@ -112,12 +113,25 @@ def forecast(settings: TrainSettings) -> Forecast:
         model_dir,
         device.type,
         "bf16" if dtype == torch.bfloat16 else "f32",
+        settings.method,
         sum(trained),
         sum(parameter.numel() for parameter in adapted.parameters()),
         free,
         cases,
         propose(settings, cases, most=min(2048, context)),
     )
+
+
+def fitting_forecast(settings: TrainSettings) -> Forecast:
+    """`forecast`; of QLoRA where LoRA, which was not asked for, fits at no length. Raises as `forecast` does."""
+    found = forecast(settings)
+    if found.proposal is not None or settings.method != "lora":
+        return found
+    try:
+        lean = forecast(replace(settings, method="qlora"))
+    except UnsupportedError:
+        return found  # in blocks already, or nothing here to quantize with
+    return lean if lean.proposal is not None else found
 
 
 def propose(settings: TrainSettings, cases: Sequence[Case], *, most: int) -> TrainSettings | None:

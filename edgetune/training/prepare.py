@@ -93,6 +93,8 @@ class Plan:
     dtype: str
     memory_bytes: int | None
     """What training takes at most, weights and libraries included; None for a model whose passes cannot be traced."""
+    memory: Memory | None
+    """The same, by what it is for."""
     free_memory_bytes: int
     grad_checkpointing: bool
     """Whether activations are computed again from the start."""
@@ -181,6 +183,7 @@ def plan(settings: TrainSettings, prepared: Prepared, *, sink: Sink = ignore) ->
         device=device.type,
         dtype="bf16" if dtype == torch.bfloat16 else "f32",
         memory_bytes=memory.total if memory else None,
+        memory=memory,
         free_memory_bytes=free,
         grad_checkpointing=checkpointing,
     )

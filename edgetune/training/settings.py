@@ -50,6 +50,8 @@ class TrainSettings:
     """Forward passes in one optimizer step."""
     packing: bool = True
     """Lay sequences into rows without padding, where the model keeps them apart exactly; the loss stays the same."""
+    cache: bool = True
+    """Keep sequences made of 1,000 rows and more on disk, for the next run on the same data."""
     max_length: int = 0
     """Longest sequence in tokens, the rest is cut; 0: 2048, or the model's context when that is shorter."""
     lr: float = 2e-4
@@ -245,12 +247,12 @@ class TrainSettings:
         return replace(self, model=model, data=data, chat_template=path(self.chat_template), option=option)
 
     def differences(self, other: TrainSettings) -> list[str]:
-        """Which settings differ, as "--lr 0.0001, was 0.0002"; where the run is written does not count."""
+        """Which settings differ, as "--lr 0.0001, was 0.0002"; where things are written does not count."""
         mine, theirs = self.record(), other.record()
         return [
             f"{flag_name(name)} {mine[name]}, was {theirs[name]}"
             for name in mine
-            if name != "out" and mine[name] != theirs[name]
+            if name not in ("out", "cache") and mine[name] != theirs[name]
         ]
 
     def chosen(self) -> dict[str, Any]:

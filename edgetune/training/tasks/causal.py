@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, read_dataset
+from edgetune.data import Dataset, Split, TextTokenizer, Tokenized, read_dataset, tokenize
 from edgetune.data.cache import cached_tokenize
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
@@ -62,6 +62,7 @@ class CausalTask:
         )
         self.name = dataset.task
         self._texts = settings.eval_texts
+        self._make = cached_tokenize if settings.cache else tokenize
         return dataset
 
     def check_config(self, config: Any, architecture: str, model_dir: Path) -> None:
@@ -85,7 +86,7 @@ class CausalTask:
     ) -> Mapping[str, Split[Tokenized]]:
         """Token ids and which of them are learned."""
         self._tokenizer = tokenizer
-        return cached_tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
+        return self._make(dataset, tokenizer, max_length=max_length, sink=sink)
 
     def head_modules(self, model: Any) -> list[str]:
         """None: the head is the base's own."""
