@@ -33,7 +33,8 @@ def test_a_curve_that_falls_and_rises() -> None:
     rates = [10.0 ** (-5 + place / 10) for place in range(40)]
     losses = [3.0] + [3.0 - 2 / (1 + math.exp(-(place - 20))) + max(0, place - 30) ** 2 / 10 for place in range(40)]
     curve = read_curve(rates, losses)
-    assert rates[17] <= curve.suggestion <= rates[23]
+    assert rates[17] <= curve.steepest <= rates[23]
+    assert curve.suggestion == pytest.approx(math.sqrt(curve.steepest * curve.lowest), rel=0.05)
     assert rates[26] <= curve.lowest <= rates[32]
     assert curve.diverged
     assert not read_curve(rates[:28], losses[:29]).diverged
@@ -48,7 +49,7 @@ def test_a_loss_that_never_falls_suggests_nothing(losses: list[float]) -> None:
 
 def test_a_search_finds_a_rate_that_learns(settings: TrainSettings) -> None:
     curve = find_lr(settings)
-    assert LOWEST < curve.suggestion <= curve.lowest <= HIGHEST
+    assert LOWEST < curve.steepest <= curve.suggestion <= curve.lowest <= HIGHEST
     assert min(curve.losses) < 0.8 * curve.losses[0]
     assert curve.rates[0] == LOWEST
     assert find_lr(settings) == curve
@@ -67,7 +68,7 @@ def test_a_search_on_the_command_line_writes_nothing(
     words += ["--task", "completion", "--rank", "4"]
     assert edgetune(words) == 0
     out, err = capsys.readouterr()
-    assert f"falls fastest at {out.strip()}" in err
+    assert f"--lr {out.strip()}, halfway between" in err
     assert edgetune([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["suggestion"] == float(out)

@@ -26,9 +26,9 @@ def show_search(settings: TrainSettings, *, as_json: bool) -> None:
         click.echo(json.dumps(curve.record()))
         return
     _draw(curve)
-    end = "the loss is least" if curve.diverged else "the loss still falls at the highest rate tried, and is least"
-    say(f"The loss falls fastest at {curve.suggestion:g}; {end} at {curve.lowest:.1e}.")
-    say(f"Next: the same command without --find-lr and with --lr {curve.suggestion:g}")
+    end = "is least" if curve.diverged else "still falls at the highest rate tried, and is least"
+    say(f"The loss falls fastest at {curve.steepest:.1e} and {end} at {curve.lowest:.1e}.")
+    say(f"Next: the same command without --find-lr and with --lr {curve.suggestion:g}, halfway between")
     click.echo(f"{curve.suggestion:g}")
 
 

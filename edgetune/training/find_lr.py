@@ -42,7 +42,9 @@ class LrCurve:
     losses: Sequence[float]
     """After a step with each of `rates`."""
     suggestion: float
-    """Where the loss falls fastest, to two digits."""
+    """Halfway, by factors, between `steepest` and `lowest`, to two digits: a peak for a rate that rises and falls."""
+    steepest: float
+    """Where the loss falls fastest."""
     lowest: float
     """Where it is least: the highest rate that still helps, too high for a whole run."""
     diverged: bool
@@ -51,8 +53,8 @@ class LrCurve:
     def record(self) -> dict[str, Any]:
         """As JSON-ready values."""
         points = [{"lr": rate, "loss": loss} for rate, loss in zip(self.rates, self.losses, strict=True)]
-        told = {"suggestion": self.suggestion, "lowest": self.lowest, "diverged": self.diverged}
-        return {**told, "curve": points}
+        told = {"suggestion": self.suggestion, "steepest": self.steepest, "lowest": self.lowest}
+        return {**told, "diverged": self.diverged, "curve": points}
 
 
 def find_lr(settings: TrainSettings, *, sink: Sink = ignore) -> LrCurve:
@@ -112,10 +114,10 @@ def read_curve(rates: Sequence[float], losses: Sequence[float]) -> LrCurve:
         )
     # Over the logarithm of the rate, which grows by the same each step.
     slopes = (values[_SMOOTHED : least + 1] - values[: least + 1 - _SMOOTHED]) / _SMOOTHED
-    steepest = int(slopes.argmin()) + _SMOOTHED // 2
-    suggestion = float(f"{rates[steepest]:.1e}")
+    steepest, lowest = rates[int(slopes.argmin()) + _SMOOTHED // 2], rates[least]
+    suggestion = float(f"{math.sqrt(steepest * lowest):.1e}")
     risen = len(finite) < len(losses) or float(values[-1]) > float(values[least]) * 1.02
-    return LrCurve(tuple(rates[: len(values)]), tuple(values.tolist()), suggestion, rates[least], risen)
+    return LrCurve(tuple(rates[: len(values)]), tuple(values.tolist()), suggestion, steepest, lowest, risen)
 
 
 def _turned(losses: Sequence[float]) -> bool:
