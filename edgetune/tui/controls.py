@@ -24,6 +24,7 @@ from edgetune.tui.visible import one_line
 
 Value = float | str
 _VALUE_WIDTH = 7
+_SHORTEST_LABEL = 4
 _COARSE = 10
 """How many steps Shift makes of one."""
 
@@ -143,12 +144,13 @@ class ControlList(ScrollView, can_focus=True):
         is_off = control.name in self.switched_off
         value = self.values.get(control.name, control.default)
         is_default = value == (control.choices[0] if control.choices else control.default) or is_off
-        label = one_line(control.label)[: self._label_width]
+        label_width = self._label_room(control)
+        label = one_line(control.label)[:label_width]
         text = Text("▌" if is_current else " ", palette.ink("accent"))
         if control.can_switch:
             text.append("○ " if is_off else "● ", palette.muted if is_off else palette.ink("success"))
         name_style = palette.ink("foreground", bold=is_current) if is_current or not is_default else palette.muted
-        text.append(label + " " * (self._label_width - cell_len(label) + 1), name_style)
+        text.append(label + " " * (label_width - cell_len(label) + 1), name_style)
         if control.choices:
             room = max(width - cell_len(text.plain) - 4, 1)
             text.append("‹ ", palette.ink("accent") if is_current else palette.faint)
@@ -296,8 +298,14 @@ class ControlList(ScrollView, can_focus=True):
             self._is_dragging = False
             self.release_mouse()
 
-    def _slider_start(self, control: Control) -> int:
-        return 1 + (2 if control.can_switch else 0) + self._label_width + 1 + _VALUE_WIDTH + 1
+    def _label_room(self, control: Control) -> int:
+        """How wide a label may be; a narrow panel keeps room for the values."""
+        beside = self._slider_start(control, label_width=0)
+        return max(min(self._label_width, self.size.width - beside), _SHORTEST_LABEL)
+
+    def _slider_start(self, control: Control, *, label_width: int | None = None) -> int:
+        label_width = self._label_room(control) if label_width is None else label_width
+        return 1 + (2 if control.can_switch else 0) + label_width + 1 + _VALUE_WIDTH + 1
 
     def _set_by_mouse(self, x: int) -> None:
         control = self.current
