@@ -262,7 +262,9 @@ def _family_class(name: str) -> type[Family]:
             hint="Models …ForSequenceClassification and those without a head are converted.",
         )
     raise UnsupportedModel(
-        f"The architecture {name} is not supported.", hint=f"Supported are {', '.join(sorted(known))}."
+        f"The architecture {name} is not supported.",
+        hint="What transformers knows runs in torch from its directory: edgetune generate, embed or classify. "
+        f"Supported are {', '.join(sorted(known))}.",
     )
 
 

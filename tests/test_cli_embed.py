@@ -149,3 +149,25 @@ def test_torch_refuses_a_run_of_another_base(tmp_path: Path, capsys: pytest.Capt
     assert "was trained on base" in capsys.readouterr().err
     run([*asked, "--force"])
     assert "was trained on base" not in capsys.readouterr().err
+
+
+def test_a_run_on_a_base_that_llama_lacks_runs_in_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    base = write_encoder(tmp_path / "bert", "bert")
+    size = json.loads((base / "config.json").read_text())["vocab_size"]
+    config = transformers.AlbertConfig(
+        vocab_size=size, hidden_size=32, embedding_size=16, num_attention_heads=4, intermediate_size=32, num_labels=2
+    )
+    model = transformers.AlbertForSequenceClassification(config)
+    model.save_pretrained(base)
+    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).save_pretrained(tmp_path / "run")
+    fingerprint = fingerprint_checkpoint(base)
+    record = Run(path=tmp_path / "run", base_path=base, base_name="bert", fingerprint=fingerprint).record()
+    (tmp_path / "run" / RUN_RECORD).write_text(json.dumps(record))
+    assert run(["classify", str(tmp_path / "run"), "the fox", "--json"]) == ExitCode.OK
+    out = capsys.readouterr()
+    assert "It runs in torch instead" in out.err
+    assert set(lines(out.out)[0]) == {"text", "label", "scores"}

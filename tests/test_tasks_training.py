@@ -131,6 +131,18 @@ def test_a_pooler_the_base_lacks_is_trained_and_saved_and_one_it_has_is_left_alo
     assert found["mlm"] == {f"{prefix}.weight", f"{prefix}.bias"}
 
 
+@pytest.mark.parametrize("family", ["bert", "bart"])
+def test_batches_are_not_padded_beyond_the_models_positions(told: Any, family: str, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", family, overrides={"max_position_embeddings": 42})
+    long = " ".join(["red apple house tree"] * 20)
+    row = {"source": long, "target": long} if family == "bart" else {"text": long, "label": "a"}
+    other = {"source": "cat", "target": "dog"} if family == "bart" else {"text": "cat", "label": "b"}
+    data = write_rows(tmp_path / "data", {"train": [row, other] * 4})
+    settings = told("multi", family, base=base, steps=2, batch_size=2)
+    task = "seq2seq" if family == "bart" else "classification"
+    assert train(replace(settings, data=(str(data),), task=task)).finished
+
+
 def test_texts_in_pairs_are_told_apart(told: Any) -> None:
     import torch
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.errors import UnsupportedError, UsageError
+from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink, ignore
+from edgetune.export import check_convertible, find_base_dir
 from edgetune.gguf_header import read_gguf_header
-from edgetune.library import check_pair_headers, find_model
+from edgetune.library import check_pair_headers, classify, find_model
 from edgetune.opening.files import choose_model
 from edgetune.opening.torch_files import find_torch_files
 
@@ -36,6 +38,9 @@ def open_encoder(
     """
     if engine == "torch":
         return _open_torch(model, lora, force=force, dtype=dtype, threads=threads)
+    if engine == "auto" and (reason := _what_llama_lacks(find_model(model))):
+        sink(Notice(f"{reason} It runs in torch instead."))
+        return _open_torch(model, lora, force=force, dtype=dtype, threads=threads)
     try:
         choice = choose_model(model, lora, sink=sink)
     except UnsupportedError as error:
@@ -48,6 +53,22 @@ def open_encoder(
     for adapter in choice.lora:
         check_pair_headers(read_gguf_header(choice.base), read_gguf_header(adapter.path), force=force)
     return open_llama_encoder(choice.base, lora=choice.lora, threads=threads, **llama_options)
+
+
+def _what_llama_lacks(path: Path) -> str:
+    """Why llama.cpp cannot run the run's base; empty where it can, or where that shows later."""
+    if classify(path) != "run":
+        return ""
+    try:
+        base = find_base_dir(path)
+    except EdgetuneError:
+        return ""
+    try:
+        if base.is_dir():
+            check_convertible(base)
+    except UnsupportedError as error:
+        return error.message
+    return ""
 
 
 def _open_torch(model: str, lora: Sequence[str], *, force: bool, dtype: str, threads: int) -> Encoder:

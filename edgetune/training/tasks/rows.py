@@ -20,6 +20,7 @@ from edgetune.data.dataset import read_columns, tell_losses
 from edgetune.errors import DataError, UnsupportedError
 from edgetune.events import Progress, Sink
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
+from edgetune.text_limit import positions
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.choose import Kind, base_kind
 
@@ -67,6 +68,8 @@ class RowTask:
         self.kind: Kind = "encoder"
         self.pad_id = 0
         self.raw: Mapping[str, Any] = {}
+        self.most_places: int | None = None
+        """Tokens that the base has positions for; None where nothing bounds them."""
         self.has_types = False
         self._weights: frozenset[str] = frozenset()
         self.train_sequences: Sequence[Any] = ()
@@ -120,6 +123,9 @@ class RowTask:
         inner = getattr(config, "encoder", None) or config.get_text_config()
         pads = (getattr(source, "pad_token_id", None) for source in (config, inner))
         self.pad_id = next((pad for pad in pads if isinstance(pad, int) and pad >= 0), 0)
+        parts = (inner, getattr(config, "decoder", None))
+        known = (positions(part.to_dict()) for part in parts if part is not None)
+        self.most_places = min((places for places in known if places), default=None)
         self.has_types = self.kind == "encoder" and (getattr(config, "type_vocab_size", 0) or 0) > 1
         self._weights = frozenset(
             name for path in safetensors_files(model_dir) for name in read_safetensors_header(path)[0]
@@ -179,7 +185,7 @@ class RowTask:
 
     def padded(self, rows: Sequence[Ids], device: torch.device) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` of `rows`, padded on the right; the mask always, as encoders want it."""
-        ids, mask = pad_rows(rows, self.pad_id, device)
+        ids, mask = pad_rows(rows, self.pad_id, device, most=self.most_places)
         return {"input_ids": ids, "attention_mask": mask}
 
     # --- measures
@@ -200,12 +206,18 @@ class RowTask:
         return {}
 
 
-def pad_rows(rows: Sequence[Ids], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (rows, tokens) padded on the right with `fill`, and their mask, 1 where a token is."""
+def pad_rows(
+    rows: Sequence[Ids], fill: int, device: torch.device, *, most: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (rows, tokens) padded on the right with `fill`, and their mask, 1 where a token is.
+
+    `most`: how many positions the model has, where it has not any number.
+    """
     import torch
 
     longest = max(len(row) for row in rows)
-    longest += -longest % LENGTH_STEP
+    rounded = longest + -longest % LENGTH_STEP
+    longest = max(longest, min(rounded, most or rounded))
     ids = np.full((len(rows), longest), fill, dtype=np.int64)
     mask = np.zeros_like(ids)
     for at, row in enumerate(rows):

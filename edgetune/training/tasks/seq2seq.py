@@ -214,7 +214,9 @@ class Seq2SeqTask(RowTask):
         import torch
 
         inputs = self.padded([sequence.source for sequence in sequences], device)
-        targets, mask = pad_rows([sequence.target for sequence in sequences], self.pad_id, device)
+        targets, mask = pad_rows(
+            [sequence.target for sequence in sequences], self.pad_id, device, most=self.most_places
+        )
         starts = torch.full_like(targets[:, :1], self.start_id)
         inputs["decoder_input_ids"] = torch.cat([starts, targets[:, :-1]], dim=1)
         learned = sum(len(sequence.target) for sequence in sequences)
