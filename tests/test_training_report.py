@@ -142,6 +142,15 @@ def test_a_bare_text_is_gone_on_from_its_middle(settings: TrainSettings, tmp_pat
     assert f"{before['prompt']} {before['target']}" in {row["text"] for row in texts}
 
 
+def test_samples_that_take_too_long_stay_as_they_are(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(settings)
+    monkeypatch.setattr(causal, "_SAMPLE_SECONDS", 0.0)
+    cut = train(replace(settings, out=f"{settings.out}-cut"))
+    texts = [json.loads((run.path / "samples.json").read_text())["before"][0]["predicted"] for run in (whole, cut)]
+    assert len(texts[1]) < len(texts[0])
+    assert texts[0].startswith(texts[1])
+
+
 def test_what_rows_say_stays_text(settings: TrainSettings, tmp_path: Path) -> None:
     rows = [{"prompt": "</table><script>fox", "completion": "<b>fox</b>"}] * 2
     data = write_rows(tmp_path / "evil", {"train": rows, "valid": rows})

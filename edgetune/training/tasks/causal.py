@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _SAMPLE_TOKENS = 96
 """The longest sample."""
 
+_SAMPLE_SECONDS = 30.0
+"""Samples that take longer, as beside weights that are dequantized for every token, stay as far as they have come."""
+
 _STARTED = 32
 """Tokens of a bare text that it is to be gone on from."""
 
@@ -137,7 +140,8 @@ class CausalTask:
         """What the model replies to the prompt of each of `sequences`, and what the row has there."""
         replies = [_first_reply(self.sampled(row)) for row in sequences]
         longest = max(len(reply) for _, reply in replies)
-        return self._write(model, replies, min(_SAMPLE_TOKENS, 2 * longest + 8), tick)
+        most_tokens = min(_SAMPLE_TOKENS, 2 * longest + 8)
+        return self._write(model, replies, most_tokens, tick, most_seconds=_SAMPLE_SECONDS)
 
     def sampled(self, sequence: Any) -> Tokenized:
         """The sequence whose prompt is asked again, of what is made of a row."""
@@ -145,7 +149,13 @@ class CausalTask:
         return found
 
     def _write(
-        self, model: Any, replies: Sequence[_Reply], most_tokens: int, tick: Callable[[int, int], None]
+        self,
+        model: Any,
+        replies: Sequence[_Reply],
+        most_tokens: int,
+        tick: Callable[[int, int], None],
+        *,
+        most_seconds: float | None = None,
     ) -> list[dict[str, str]]:
         tokenizer = self._tokenizer
         written = greedy(
@@ -154,6 +164,7 @@ class CausalTask:
             most_tokens=most_tokens,
             end_ids=tokenizer.eog_ids,
             pad_id=tokenizer.eos_id or 0,
+            most_seconds=most_seconds,
             tick=tick,
         )
         return [

@@ -20,18 +20,21 @@ def greedy(
     end_ids: Collection[int],
     pad_id: int,
     starts: Mapping[str, Any] | None = None,
+    most_seconds: float | None = None,
     tick: Callable[[int, int], None],
 ) -> list[list[int]]:
     """The ids that `model` writes for each prompt, without the prompt and from the end token on without anything.
 
     With `starts` (decoder_start_token_id, forced_bos_token_id) the model is an encoder-decoder and prompts are its
-    sources.
+    sources. What takes longer than `most_seconds` stays as far as it has come.
     """
+    how = {**(starts or {}), "max_time": most_seconds}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     written: dict[int, list[int]] = {}
     for at in range(0, len(order), _AT_ONCE):
         indices = order[at : at + _AT_ONCE]
-        found = _batch(model, [prompts[index] for index in indices], most_tokens, sorted(end_ids), pad_id, starts)
+        chosen = [prompts[index] for index in indices]
+        found = _batch(model, chosen, most_tokens, sorted(end_ids), pad_id, how, from_sources=starts is not None)
         for index, row in zip(indices, found, strict=True):
             end = next((place for place, token in enumerate(row) if token in end_ids), len(row))
             written[index] = row[:end]
@@ -45,7 +48,9 @@ def _batch(
     most_tokens: int,
     end_ids: Sequence[int],
     pad_id: int,
-    starts: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    *,
+    from_sources: bool,
 ) -> list[list[int]]:
     import torch
     import transformers
@@ -55,7 +60,7 @@ def _batch(
     mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         # A decoder goes on from the last column; an encoder's rows begin at the first.
-        place = slice(0, len(prompt)) if starts is not None else slice(longest - len(prompt), None)
+        place = slice(0, len(prompt)) if from_sources else slice(longest - len(prompt), None)
         ids[row, place], mask[row, place] = prompt, 1
     device = next(model.parameters()).device
     how = transformers.GenerationConfig(
@@ -64,7 +69,7 @@ def _batch(
         num_beams=1,
         pad_token_id=pad_id,
         eos_token_id=list(end_ids) or None,
-        **(starts or {}),
+        **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,5 +78,5 @@ def _batch(
             attention_mask=torch.from_numpy(mask).to(device),
             generation_config=how,
         )
-    rows: list[list[int]] = found[:, 1 if starts is not None else longest :].tolist()
+    rows: list[list[int]] = found[:, 1 if from_sources else longest :].tolist()
     return rows
