@@ -27,6 +27,7 @@ from edgetune.explain.words import percent, visible
 from edgetune.export import export_adapter, export_base
 from tests.adapters import write_adapter
 from tests.checkpoints import DECODERS, randomize, write_checkpoint
+from tests.encoders import write_encoder
 from tests.ggufs import base_gguf, checkpoint
 
 PROMPT = "The quick brown fox jumps over the lazy dog and 42 cats"
@@ -406,3 +407,32 @@ def test_a_run_of_another_base_is_refused_in_torch_as_well(tmp_path: Path, capsy
     assert "was trained on llama" in capsys.readouterr().err
     assert run([*arguments, "--force"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)["runs"]] == ["base", "run:0.5"]
+
+
+def test_two_runs_fit_on_eighty_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.cells import cell_len
+
+    from edgetune.cli.explain import command
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    name = "an-adapter-with-a-rather-long-name-of-more-than-one-word"
+    peft_dir = write_adapter(tmp_path / name, checkpoint("llama"), target_modules=["q_proj"])
+    arguments = [str(checkpoint("llama")), "fox \x1b[31m \u202e", "--engine", "torch", "--lora", str(peft_dir)]
+    shown = CliRunner().invoke(command, [*arguments, "--temp", "0", "-n", "2"])
+    assert shown.exit_code == 0, shown.output
+    assert max(map(cell_len, shown.stdout.split("\n"))) <= 80
+    assert "\x1b" not in shown.stdout
+    assert "\u202e" not in shown.stdout
+    (title,) = [line for line in shown.stdout.split("\n") if "base would say" in line]
+    assert title.split()[:2] == ["block", "state"]
+    assert title.split()[-1] == "KL"
+
+
+def test_labels_are_written_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"id2label": {0: "as before", 1: "better now"}, "label2id": {"as before": 0, "better now": 1}}
+    source = write_encoder(tmp_path / "bert", "bert", "ForSequenceClassification", overrides=names)
+    assert run(["explain", str(source), "the fox"]) == 0
+    assert "as·before" not in capsys.readouterr().out
+    text = page(explain_checkpoint(source, "the fox"))
+    assert "<bdi>as before</bdi>" in text

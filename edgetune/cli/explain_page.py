@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,8 @@ from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, Stack
 from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, readable, visible
 
 _BAR = 12
+_NAME = 18
+"""Letters of an adapter's name above a column."""
 _MOST_BLOCKS = 48
 """Blocks that are listed; of a deeper stack, every second or third."""
 
@@ -65,7 +67,8 @@ def _embedding(console: Console, explanation: Explanation) -> None:
 def _blocks(console: Console, explanation: Explanation) -> None:
     for index, stack in enumerate(explanation.anatomy.stacks):
         _one_block(console, stack)
-        _work(console, [run.name for run in explanation.runs], [run.stacks[index] for run in explanation.runs])
+        write = readable if explanation.runs[0].scores else visible
+        _work(console, [run.name for run in explanation.runs], [run.stacks[index] for run in explanation.runs], write)
 
 
 def _one_block(console: Console, stack: Stack) -> None:
@@ -104,11 +107,11 @@ def _print_parts(console: Console, parts: Iterable[Part], adapted: dict[str, tup
         console.print(table)
 
 
-def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun]) -> None:
+def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun], write: Callable[[str], str]) -> None:
     compared = len(runs) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("block", justify="right")
-    table.add_column("state", justify="right")
+    table.add_column("block", justify="right", min_width=5)
+    table.add_column("state", justify="right", min_width=6)
     parts = any(block.attention_share is not None for block in runs[0].blocks)
     crosses = any(block.cross_share is not None for block in runs[0].blocks)
     if parts:
@@ -118,10 +121,10 @@ def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun]) -> N
         table.add_column("MLP adds", justify="right")
     told = any(block.lens.guesses for block in runs[0].blocks)
     if told:
-        table.add_column(f"{names[0]} would say" if compared else "it would say now", no_wrap=True)
+        table.add_column("it would say now" if not compared else f"{names[0]} would say", no_wrap=True)
     if compared and told:
-        table.add_column(f"{names[-1]} would say", no_wrap=True)
-        table.add_column("KL", justify="right")
+        table.add_column(f"{_shortened(names[-1])} would say", no_wrap=True)
+        table.add_column("KL", justify="right", min_width=7)
     step = -(-len(runs[0].blocks) // _MOST_BLOCKS)
     for layer, block in enumerate(runs[0].blocks):
         if layer % step and layer != len(runs[0].blocks) - 1:
@@ -131,11 +134,11 @@ def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun]) -> N
             cells += [_share(block.attention_share), *([_share(block.cross_share)] if crosses else [])]
             cells.append(_share(block.mlp_share))
         if told:
-            cells.append(_guess(block))
+            cells.append(_guess(block, write))
         if compared and told:
             other = runs[-1].blocks[layer]
             differs = _best(other) != _best(block)
-            guess = _guess(other)
+            guess = _guess(other, write)
             guess.stylize("bold magenta" if differs else "")
             cells += [guess, number(other.lens.kl_from_base)]
         table.add_row(*cells)
@@ -146,10 +149,14 @@ def _best(block: BlockRun) -> int | None:
     return block.lens.guesses[0].id if block.lens.guesses else None
 
 
-def _guess(block: BlockRun) -> Text:
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+
+
+def _guess(block: BlockRun, write: Callable[[str], str]) -> Text:
     text = Text()
     for index, guess in enumerate(block.lens.guesses[:2]):
-        text.append(f"{visible(guess.piece)} ", style="" if index == 0 else "dim")
+        text.append(f"{write(guess.piece)} ", style="" if index == 0 else "dim")
         text.append(f"{percent(guess.probability)}  ", style="dim")
     return text
 

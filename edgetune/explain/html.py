@@ -6,7 +6,7 @@ page's script draws is in `widgets`; all the rest is readable without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib import resources
 from math import prod
@@ -152,18 +152,21 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
         if any(getattr(block, field) is not None for block in runs[0].blocks)
     ]
     speaks = any(block.lens.guesses for block in runs[0].blocks)
+    write = readable if explanation.runs[0].scores else visible
     compared = len(runs) > 1 and speaks
     rows = []
     for layer, block in enumerate(runs[0].blocks):
         cells = [f"<td class=n>{layer}</td>", f"<td>{bar(block.norm / longest)} {number(block.norm)}</td>"]
         cells += [f"<td class=n>{_share(getattr(block, field))}</td>" for _, field in parts]
-        cells += [f"<td>{_guesses(block)}</td>"] if speaks else []
+        cells += [f"<td>{_guesses(block, write)}</td>"] if speaks else []
         turns = ""
         if compared:
             other = runs[-1].blocks[layer]
             kl = other.lens.kl_from_base
             turns = " class=turns" if _best(block) != _best(other) else ""
-            cells.append(f"<td>{_guesses(other)}</td><td>{bar((kl or 0) / highest, warm=True)} {number(kl)}</td>")
+            cells.append(
+                f"<td>{_guesses(other, write)}</td><td>{bar((kl or 0) / highest, warm=True)} {number(kl)}</td>"
+            )
         rows.append(f"<tr{turns}>{''.join(cells)}</tr>")
     names = [escape(run.name) for run in explanation.runs]
     titles = ["block", "length of the state", *(title for title, _ in parts)]
@@ -177,10 +180,10 @@ def _best(block: BlockRun) -> int | None:
     return block.lens.guesses[0].id if block.lens.guesses else None
 
 
-def _guesses(block: BlockRun) -> str:
+def _guesses(block: BlockRun, write: Callable[[str], str]) -> str:
     return "".join(
-        f"<span class=t{_shade(guess.probability)}>{_piece(guess.piece)}<small>{percent(guess.probability)}</small>"
-        "</span>"
+        f"<span class=t{_shade(guess.probability)}><bdi>{escape(write(guess.piece))}</bdi>"
+        f"<small>{percent(guess.probability)}</small></span>"
         for guess in block.lens.guesses[:3]
     )
 

@@ -40,7 +40,7 @@ def _map(maps: NDArray[np.float32] | None, rows: list[str], columns: list[str], 
     if maps.size > _MOST_MAP_BYTES:
         maps, heads = maps.mean(axis=1, keepdims=True), ["mean over heads"]
     # Roots, so that small shares of long texts keep their differences in a byte.
-    packed = zlib.compress(np.round(np.sqrt(maps) * 255).astype(np.uint8).tobytes(), 9)
+    packed = zlib.compress(np.round(np.sqrt(maps) * 255).astype(np.uint8).tobytes())
     told = _values(
         {
             "deflated": base64.b64encode(packed).decode(),
