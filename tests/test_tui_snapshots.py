@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -35,6 +36,7 @@ from edgetune.tui.home import HomeScreen
 from edgetune.tui.stages import Stage, StageEnd
 from edgetune.tui.themes import DARK, LIGHT
 from tests.gguf_files import write_adapter, write_model
+from tests.ggufs import base_gguf
 from tests.tui_pilot import Driver, chat_app, spoken, write_run
 from tests.tui_svg import look, screen_svg
 
@@ -108,7 +110,10 @@ def chat(act: Act = _look_only, *, size: tuple[int, int] = (80, 24), is_spoken: 
             kept = SavedSession(f"{number}" * 8, said.content, "/models/sea.gguf")
             ChatDatabase().save(kept, [said], head=said.id)
         tree = spoken() if is_spoken else None
-        async with chat_app(size=size, tree=tree, sampling=_SAYS, max_tokens=40) as driver:
+        # The tests' own file is called by how many others were made before it.
+        model = Path("sea-F32.gguf")
+        shutil.copyfile(base_gguf(), model)
+        async with chat_app(model, size=size, tree=tree, sampling=_SAYS, max_tokens=40) as driver:
             await act(driver)
             yield driver.app
 
