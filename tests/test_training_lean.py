@@ -133,7 +133,8 @@ def test_memory_that_runs_out_first_costs_checkpointing_then_the_batch(
 def test_checkpointing_in_the_middle_changes_nothing(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(settings, dropout=0.0)
+    # Dropout as well: the step that is tried again draws the same numbers.
+    assert settings.dropout > 0
     whole = train(settings)
     run_out_of_memory(monkeypatch, step=2, times=1)
     run = train(replace(settings, out=str(tmp_path / "lean")))

@@ -82,6 +82,30 @@ def test_what_is_traced_without_weights_is_what_is_kept(family: str) -> None:
     assert kept_bytes(adapted, rows=2, length=128)[0] == pytest.approx(2 * traced, rel=0.05)
 
 
+def test_attention_with_dropout_keeps_what_is_seen_on_the_cpu(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    ids = torch.zeros(4, 96, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids).tril())
+    real = sum(storage.nbytes() for storage in kept.values())
+    with torch.device("meta"):
+        empty = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).train()
+    assert kept_bytes(empty, rows=4, length=96)[0] == pytest.approx(real, rel=0.15)
+    assert kept_bytes(empty, rows=4, length=96, on_cpu=False)[0] < 0.8 * real
+
+
 def test_a_forecast_grows_with_length_and_checkpointing_takes_less(base_dir: Path) -> None:
     found = forecast(TrainSettings(model=str(base_dir), rank=4))
     assert [case.length for case in found.cases[::2]] == [256, 512]

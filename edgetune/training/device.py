@@ -112,3 +112,20 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Where the random numbers of a step stand: the process's, and the device's own if it has some."""
+    import torch
+
+    own = torch.get_rng_state()
+    return (own, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (own,)
+
+
+def restore_random_state(device: torch.device, state: tuple[torch.Tensor, ...]) -> None:
+    """Go on from where `random_state` was."""
+    import torch
+
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -23,7 +23,13 @@ from edgetune.errors import EdgetuneError
 from edgetune.events import Metrics, Notice, Progress, Sink
 from edgetune.training.batches import epoch_batches
 from edgetune.training.checkpoint import Position
-from edgetune.training.device import is_out_of_memory, memory_bytes, release_memory
+from edgetune.training.device import (
+    is_out_of_memory,
+    memory_bytes,
+    random_state,
+    release_memory,
+    restore_random_state,
+)
 from edgetune.training.evaluate import Evaluation, chosen_rows, evaluate
 from edgetune.training.layout import Layout, Padded
 from edgetune.training.mixing import Mix
@@ -161,7 +167,7 @@ class Loop:
 
     def _backward_in_memory(self, parts: Sequence[Sequence[TrainingSequence]]) -> tuple[list[Batch], float]:
         """`_backward` of the step's sequences, in more and smaller passes when memory does not suffice."""
-        denominator = 0.0
+        denominator, random = 0.0, random_state(self.device)
         while True:
             try:
                 batches = self.layout.batches(parts) if parts else []
@@ -178,6 +184,8 @@ class Loop:
             # Out here the failed pass's tensors are no longer held by the error's traceback.
             self.optimizer.zero_grad(set_to_none=True)
             release_memory(self.device)
+            # The second try drops out what the first one did: a run that had room for the first is no other run.
+            restore_random_state(self.device, random)
             self.sink(Notice(f"Out of memory: going on with {smaller}; the step stays the same.", "warning"))
 
     def _backward(self, batches: Sequence[Batch], denominator: float) -> float:

@@ -9,7 +9,7 @@ all by the time it is asked. The slack of the allocator alone is a share that wa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def estimate(
     there is.
     """
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    kept, itemsize = kept_bytes(adapted, rows=rows, length=length, written=written)
+    kept, itemsize = kept_bytes(adapted, rows=rows, length=length, written=written, on_cpu=on_cpu)
     config = text_config(adapted.config)
     outputs = config.vocab_size if outputs is None else outputs
     if checkpointing:
@@ -143,7 +143,7 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0) -> tuple[int, int]:
+def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0, on_cpu: bool = True) -> tuple[int, int]:
     """Bytes that autograd keeps of a pass through the model without its head, and the bytes of one of its numbers."""
     import torch
 
@@ -161,7 +161,7 @@ def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0) -> tup
     ids = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     decoder = {"decoder_input_ids": ids.new_zeros(rows, written)} if written else {}
     before = base.config._attn_implementation
-    _set_traced_attention(base)
+    _set_traced_attention(base, on_cpu=on_cpu)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = base.base_model(input_ids=ids, use_cache=False, **decoder)
@@ -173,26 +173,39 @@ def kept_bytes(adapted: Any, *, rows: int, length: int, written: int = 0) -> tup
     return sum(storage.nbytes() for storage in kept.values()), hidden.element_size()
 
 
-def _set_traced_attention(base: Any) -> None:
+def _set_traced_attention(base: Any, *, on_cpu: bool) -> None:
     from transformers import AttentionInterface
 
     if base._can_set_attn_implementation():
-        AttentionInterface.register(_TRACED, _traced_attention)
+        AttentionInterface.register(_TRACED, partial(_traced_attention, on_cpu=on_cpu))
         base.set_attn_implementation(_TRACED)
 
 
 def _traced_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_: Any,
+    dropout: float = 0.0,
+    on_cpu: bool,
+    **__: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(batch, heads, tokens, size) → (batch, tokens, heads, size); keeps inputs, output and a number a query."""
+    """(batch, heads, tokens, size) → (batch, tokens, heads, size); keeps inputs, output and a number a query.
+
+    With dropout, which torch's memory-saving attention does not have on the CPU, what is seen from where is kept too:
+    as it was, what is dropped of it, and what is left.
+    """
     import torch
+
+    seen = 3 * key.shape[-2] if dropout and on_cpu else 0
 
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             out = torch.empty_like(query)
             sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-            ctx.save_for_backward(query, key, value, out, sums)
+            ctx.save_for_backward(query, key, value, out, sums, query.new_empty(*query.shape[:-1], seen))
             return out
 
     out: torch.Tensor = Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
