@@ -13,11 +13,12 @@ import pytest
 from edgetune.cli.main import run
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.sampling import Sampling
-from edgetune.errors import UnsupportedError
+from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.explain.checkpoint_run import explain_checkpoint
 from edgetune.explain.gguf_run import explain_gguf
 from edgetune.explain.page import Explanation
 from edgetune.export import export_base
+from tests.checkpoints import edit_json
 from tests.encoders import ENCODERS, LABELS, write_encoder
 from tests.ggufs import checkpoint
 from tests.seq2seq_checkpoints import write_seq2seq
@@ -222,3 +223,21 @@ def test_an_adapters_head_is_told_once_and_a_scaled_head_is_refused(tmp_path: Pa
     assert not [name for name in head if "module" in name]
     with pytest.raises(UnsupportedError, match="cannot be scaled"):
         explain_checkpoint(base, TEXT, lora=[LoraSpec(tmp_path / "peft", 0.5)])
+
+
+def test_a_model_that_lacks_weights_is_not_followed(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    source = write_encoder(tmp_path, "bert", "ForMaskedLM")
+    tensors = safetensors.torch.load_file(source / "model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    safetensors.torch.save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptFileError, match=r"lacks 1 tensors .*layer\.1\.output\.dense\.weight"):
+        explain_checkpoint(source, TEXT)
+
+
+def test_labels_of_an_encoder_decoder_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_seq2seq(tmp_path, "bart")
+    edit_json(tmp_path / "config.json", architectures=["BartForSequenceClassification"])
+    assert run(["explain", str(tmp_path), TEXT]) == 3
+    assert "is an encoder-decoder with a head for labels" in capsys.readouterr().err

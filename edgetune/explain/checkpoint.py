@@ -15,7 +15,7 @@ from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.adapters import AdapterSet, PeftAdapters
 from edgetune.engine.torch.loading import load_checkpoint, load_vocabulary, translated
-from edgetune.errors import UsageError
+from edgetune.errors import CorruptFileError, UsageError
 from edgetune.explain.page import ModelKind
 from edgetune.explain.parts import check_length
 from edgetune.fingerprint import read_chat_template, read_safetensors_header, safetensors_files, transformer_dir
@@ -136,7 +136,16 @@ def _filler(model_dir: Path) -> Any:
     import transformers
 
     with translated(f"transformers cannot load {model_dir}"):
-        model = transformers.AutoModelForMaskedLM.from_pretrained(
-            model_dir, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        model, info = transformers.AutoModelForMaskedLM.from_pretrained(
+            model_dir,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise CorruptFileError(
+            f"{model_dir} lacks {len(missing)} tensors of its model, {missing[0]!r} first.", hint="Get it again."
         )
     return model.eval()

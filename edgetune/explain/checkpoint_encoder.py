@@ -22,6 +22,7 @@ from edgetune.engine.torch.encoder import TorchBackend, load_backend, read_task
 from edgetune.engine.torch.loading import load_vocabulary
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink
+from edgetune.explain.checkpoint import read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
 from edgetune.explain.checkpoint_states import BlockStates
 from edgetune.explain.encoder_parts import HEAD_IS_ADAPTERS, Work, build_run, compute, read_text
@@ -41,6 +42,12 @@ def follow_encoder_checkpoint(
     """Follow `prompt`; see `checkpoint_run.explain_checkpoint`."""
     if len(lora) > 1:
         raise UsageError("In torch a model that answers a whole text runs with one adapter.", hint="Give one of them.")
+    has_labels = any(read_task(model_dir, place)[0] for place in (None, *(spec.path for spec in lora)))
+    if has_labels and read_config(model_dir).is_encoder_decoder:
+        raise UnsupportedError(
+            f"{model_dir} is an encoder-decoder with a head for labels, which explain does not follow.",
+            hint="edgetune classify says what it answers.",
+        )
     sets = adapter_sets(lora)
     told = Told(prompt, 0)
     if lora and read_task(model_dir) != read_task(model_dir, lora[0].path):

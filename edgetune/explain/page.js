@@ -191,4 +191,10 @@ document.documentElement.classList.add('alive');
 document.querySelectorAll('[data-maps]').forEach(attention);
 document.querySelectorAll('[data-rope]').forEach(positions);
 document.querySelectorAll('[data-sampler]').forEach(sampling);
-addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(one => { one.open = true; }));
+// Canvases keep the colours they were painted with: paper has its own.
+const paper = isPaper => {
+  document.documentElement.classList.toggle('paper', isPaper);
+  redraws.forEach(draw => draw());
+};
+addEventListener('beforeprint', () => { paper(true); document.querySelectorAll('details').forEach(one => { one.open = true; }); });
+addEventListener('afterprint', () => paper(false));
