@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.cli.main import run
-from edgetune.export import export_base
+from edgetune.export import export_adapter, export_base
+from edgetune.fingerprint import fingerprint_checkpoint
 from tests.conftest import SHARED_DATA
 from tests.seq2seq_checkpoints import TEXTS, write_seq2seq
 from tests.test_engine_torch_seq2seq import write_lora
@@ -119,6 +121,34 @@ def test_a_run_brings_its_base(mbart: Path, tmp_path: Path, capsys: pytest.Captu
     assert adapted[0]["tokens"] == values(capsys, str(mbart), TEXTS[0], "--lora", str(adapter))[0]["tokens"]
     assert adapted[0]["tokens"] != plain[0]["tokens"]
     assert values(capsys, str(mbart), TEXTS[0], "--lora", f"{adapter}:0")[0]["tokens"] == plain[0]["tokens"]
+
+
+def write_record(run_dir: Path, base: Path, **data: str) -> None:
+    fingerprint = fingerprint_checkpoint(base)
+    record = Run(run_dir, base, "base", fingerprint, task="seq2seq", data=data).record()
+    (run_dir / RUN_RECORD).write_text(json.dumps(record))
+
+
+def test_texts_are_given_as_the_adapter_was_trained_on_them(
+    t5: Path, mbart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = write_lora(tmp_path / "mbart", mbart)
+    assert run(["generate", str(adapter), "rain", "-n", "6"]) == 0
+    assert "--tgt-lang says in which" in capsys.readouterr().err
+    write_record(adapter, mbart, source_prefix="", src_lang="de", tgt_lang="ro")
+    asked = values(capsys, str(adapter), "rain", "--src-lang", "de", "--tgt-lang", "ro")[0]["tokens"]
+    assert values(capsys, str(adapter), "rain")[0]["tokens"] == asked
+    assert values(capsys, str(mbart), "rain", "--lora", f"{adapter}:0")[0]["tokens"] != asked
+    base = t5.parent / "flan"
+    adapter = write_lora(tmp_path / "flan", base)
+    write_record(adapter, base, source_prefix="summarize: ")
+    export_adapter(adapter, tmp_path / "lora.gguf", base_dir=base, outtype="f32")
+    lora = ("--lora", str(tmp_path / "lora.gguf"))
+    whole = values(capsys, str(t5), "summarize: rain and bread", *lora)[0]["tokens"]
+    assert values(capsys, str(t5), "rain and bread", *lora)[0]["tokens"] == whole
+    assert values(capsys, str(t5), "rain and bread", *lora, "--task", "translate")[0]["tokens"] != whole
+    assert run(["generate", str(t5), "rain", *lora, "-n", "4"]) == 0
+    assert "every text begins with 'summarize: '" in capsys.readouterr().err
 
 
 def test_it_is_not_converted_and_chat_says_where_it_answers(

@@ -104,6 +104,8 @@ def command(
             raw=raw,
             system=system,
         )
+        for notice in answers.notices:
+            say(notice)
         by_line = open_one.is_encoder_decoder if lines is None else lines
         rows = _rows(prompt, lines=by_line, prompting=prompting, skip_bad=skip_bad)
         interrupted = _answer_all(answers, rows, as_json=as_json, skip_bad=skip_bad)

@@ -14,7 +14,7 @@ from edgetune.engine.beam import BeamSettings
 from edgetune.engine.protocol import Generation
 from edgetune.engine.sampling import Sampling
 from edgetune.errors import UsageError
-from edgetune.opening.prompting import Prompting
+from edgetune.opening.prompting import Prompting, trained_prompting
 from edgetune.opening.writers import Writer
 
 AT_ONCE = 256
@@ -45,6 +45,8 @@ class Answers:
         Raises `UsageError` for what this kind of model has no use for.
         """
         self.model = model
+        self.notices: list[str] = []
+        """What is done that nobody asked for, or was not asked for and matters."""
         self._prompting, self._raw, self._system = prompting or Prompting(), raw, system
         self._settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": tuple(stop)}
         if search := _beams(model, beams or {}, _SAMPLING.intersection(asked) - {"seed"}):
@@ -57,6 +59,8 @@ class Answers:
             if raw or system:
                 what = "--raw" if raw else "--system"
                 raise UsageError(f"{what} is for models that chat; this one answers a text.", hint="Leave it out.")
+            if self._prompting == Prompting():
+                self._prompting = self._as_trained()
             self._prompting.check(model.family, self._languages)
         elif self._prompting != Prompting():
             raise UsageError(
@@ -85,6 +89,23 @@ class Answers:
             ids = engine.tokenizer.encode(source)
         generation: Generation = engine.generate(ids, self._sampling, **settings)
         return generation
+
+    def _as_trained(self) -> Prompting:
+        """What stood around the texts that the adapter, or the merged model, was trained on."""
+        engine = self.model.engine
+        found = trained_prompting([*(one.path for one in engine.adapters if one.scale), engine.path]) or Prompting()
+        if found.prefix:
+            self.notices.append(f"As in training, every text begins with {found.prefix!r}.")
+        if found.target_language:
+            self.notices.append(f"As in training, from {found.source_language} to {found.target_language}.")
+        elif self._languages and not self._has_own_language():
+            self.notices.append("This model writes in several languages; --tgt-lang says in which.")
+        return found
+
+    def _has_own_language(self) -> bool:
+        """Whether the model's settings name the language it writes in."""
+        config, codes = getattr(self.model.engine, "generation_config", {}), self._languages.values()
+        return any(config.get(name) in codes for name in ("forced_bos_token_id", "decoder_start_token_id"))
 
     @property
     def _languages(self) -> Mapping[str, int]:

@@ -6,10 +6,15 @@ refused: a made-up prefix would only disturb them.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from edgetune.artifacts import RUN_RECORD, RUN_RECORD_KEY, Run
 from edgetune.errors import UsageError
+from edgetune.gguf_header import read_gguf_header
 from edgetune.languages import find_language
 
 TASKS = ("summarize", "translate", "qa")
@@ -26,6 +31,8 @@ class Prompting:
     source_language: str = ""
     target_language: str = ""
     context: str = ""
+    prefix: str = ""
+    """What is put before every text that does not begin with it, as a run did."""
 
     def source(self, text: str | tuple[str, str], *, family: str) -> str:
         """What is encoded for `text`, or for a question and its context."""
@@ -43,7 +50,7 @@ class Prompting:
         if self.task == "translate" and family in _T5_LIKE:
             source, target = _name(self.source_language or "en"), _name(self.target_language or "de")
             return f"translate {source} to {target}: {question}"
-        return question
+        return question if question.startswith(self.prefix) else self.prefix + question
 
     def check(self, family: str, languages: Any) -> None:
         """Raise `UsageError` for a task or a language that the family does not know."""
@@ -66,6 +73,30 @@ class Prompting:
         for wanted in (self.source_language, self.target_language):
             if wanted:
                 find_language(wanted, languages)
+
+
+def trained_prompting(files: Iterable[Path]) -> Prompting | None:
+    """What the first of these files that was trained to rewrite texts put around them; None where none says so.
+
+    `files` are runs, GGUF adapters and GGUF models, in which a record of the run may be.
+    """
+    for path in files:
+        record = _record(path)
+        data = record.get("data")
+        if record.get("task") == "seq2seq" and isinstance(data, dict):
+            source, target, prefix = (str(data.get(name) or "") for name in ("src_lang", "tgt_lang", "source_prefix"))
+            return Prompting(source_language=source, target_language=target, prefix=prefix)
+    return None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        return Run.load(path).record() if (path / RUN_RECORD).is_file() else {}
+    try:
+        record = json.loads(str(read_gguf_header(path).metadata.get(RUN_RECORD_KEY, "{}")))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _name(code: str) -> str:
