@@ -104,6 +104,7 @@ async def test_an_adapter_takes_hold_in_the_middle_of_a_reply(tmp_path: Path) ->
         await driver.type("hello\n")
         await driver.running()
         controls.focus()
+        await driver.until(lambda: controls.has_focus)
         engine = driver.chat.session.engine
         await driver.press("space", "left", "left")
         await driver.until(lambda: [one.scale for one in engine.adapters] == [pytest.approx(0.9)])

@@ -27,7 +27,7 @@ class ChatSettings(ChatOutlook):
     def __init__(self, chat: OpenChat) -> None:
         super().__init__(chat)
         self._preset = _preset_of(chat)
-        self._adapter_changes = 0
+        self._adapters_heard = self._adapters_pending = 0
 
     def _show_settings(self) -> None:
         conversation, session = self.chat.conversation, self.chat.session
@@ -52,6 +52,7 @@ class ChatSettings(ChatOutlook):
         """A slider, a choice or a switch."""
         event.stop()
         if event.source.id == "adapters":
+            self._adapters_heard += 1
             self._change_adapter(Path(event.name), event.value)
             return
         conversation = self.chat.conversation
@@ -84,8 +85,12 @@ class ChatSettings(ChatOutlook):
             for reply in self.run_now.replies:
                 reply.change_sampling(sampling)
 
+    def _change_adapter(self, path: Path, value: float | str | None) -> None:
+        self._adapters_pending += 1
+        self._set_adapter(path, value)
+
     @work(exclusive=False)
-    async def _change_adapter(self, path: Path, value: float | str | None) -> None:
+    async def _set_adapter(self, path: Path, value: float | str | None) -> None:
         session = self.chat.session
         known = {spec.path: spec for spec in session.engine.adapters}
         if value is None:
@@ -94,8 +99,6 @@ class ChatSettings(ChatOutlook):
                 0.0 if is_on else float(self.side.query_one("#adapters", ControlList).values.get(str(path), 1.0)) or 1.0
             )
         scale = float(value)
-        self._adapter_changes += 1
-        number = self._adapter_changes
         try:
             is_later = await self.edgetune.engine_worker.run_between(lambda: self._apply_adapter(path, scale))
         except (EdgetuneError, OSError) as error:
@@ -103,11 +106,11 @@ class ChatSettings(ChatOutlook):
         else:
             if is_later:
                 self.edgetune.say("The adapter has a chat template of its own: it changes with the next reply.")
+        finally:
+            self._adapters_pending -= 1
         self._show_settings()
-        # A slider that is still being moved stays where it was moved to.
-        if number == self._adapter_changes:
-            await self._list_adapters()
-            self._look_ahead()
+        await self._list_adapters()
+        self._look_ahead()
 
     def _apply_adapter(self, path: Path, scale: float) -> bool:
         """Set it for what comes, and for the reply that runs; whether that one has to go on as it is.
@@ -128,8 +131,11 @@ class ChatSettings(ChatOutlook):
         return False
 
     async def _list_adapters(self) -> None:
+        """Show them; but a slider that is moved meanwhile stays where it was moved to, and is shown then."""
         session = self.chat.session
         fitting = await asyncio.to_thread(fitting_adapters, session.fingerprint)
+        if self._adapters_pending or self.side.query_one("#adapters", ControlList).told != self._adapters_heard:
+            return
         loaded = {spec.path.resolve(): spec for spec in session.engine.adapters}
         listed = [ListedAdapter(adapter_name(spec.path), spec.path, spec.scale) for spec in loaded.values()]
         listed += [ListedAdapter(adapter_name(path), path, 0.0) for path in fitting if path.resolve() not in loaded]

@@ -102,6 +102,8 @@ class ControlList(ScrollView, can_focus=True):
         self.cursor = 0
         self.empty = ""
         """What stands here while there are no controls."""
+        self.told = 0
+        """How many changes were told of; whoever heard fewer must not draw values yet."""
         self._label_width = label_width
         self._typed = ""
         self._is_dragging = False
@@ -249,7 +251,7 @@ class ControlList(ScrollView, can_focus=True):
     def action_switch(self) -> None:
         """On or off."""
         if (control := self.current) is not None and control.can_switch:
-            self.post_message(self.Changed(self, control.name, None))
+            self._tell(control.name, None)
 
     def action_reset(self) -> None:
         """The default."""
@@ -317,10 +319,14 @@ class ControlList(ScrollView, can_focus=True):
         number = control.low + share * (control.high - control.low)
         self._change(control, round(round(number / control.step) * control.step, 6))
 
+    def _tell(self, name: str, value: Value | None) -> None:
+        self.told += 1
+        self.post_message(self.Changed(self, name, value))
+
     def _change(self, control: Control, value: Value) -> None:
         if value != self.values.get(control.name, control.default) or control.name in self.switched_off:
             self.values[control.name] = value
-            self.post_message(self.Changed(self, control.name, value))
+            self._tell(control.name, value)
             self.refresh()
 
 
