@@ -63,7 +63,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.rounds):
             for peer in PEERS:
                 interpreter = python if peer == "sentence_transformers" else Path(sys.executable)
-                rates[peer].append(_run(interpreter, peer, texts, Path(scratch) / f"{peer}.npy", options))
+                out = Path(scratch) / f"{peer}.npy"
+                rates[peer].append(run("benchmarks.embed", interpreter, peer, texts, out, options))
                 print(f"{peer}: {rates[peer][-1]:.0f} texts/s", file=sys.stderr)
         for peer in PEERS[1:]:
             nearness[peer] = _least_cosine(Path(scratch) / f"{PEERS[0]}.npy", Path(scratch) / f"{peer}.npy")
@@ -246,8 +247,9 @@ def _write_model(directory: Path) -> None:
         path.write_text(json.dumps(values), encoding="utf-8")
 
 
-def _run(python: Path, peer: str, texts: str, out: Path, options: argparse.Namespace) -> float:
-    command = [python, "-m", "benchmarks.embed", "--peer", peer, "--out", out, "--build-dir", options.build_dir]
+def run(module: str, python: Path, peer: str, texts: str, out: Path, options: argparse.Namespace) -> float:
+    """Texts per second of `peer` of `module`, in a process of its own, which writes its results to `out`."""
+    command = [python, "-m", module, "--peer", peer, "--out", out, "--build-dir", options.build_dir]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     done = subprocess.run(
         [*map(str, command), "--threads", str(options.threads)],
