@@ -5,6 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for module in ("convert", "train", "decode", "chat", "embed", "gguf_base"):
+for module in ("convert", "train", "decode", "chat", "embed", "classify", "gguf_base", "plan", "quantized"):
     print(f"== {module}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{module}"], check=True)

@@ -101,7 +101,8 @@ class _Filler:
     def _parameter(self, name: str, parameter: torch.Tensor, path: Path) -> torch.nn.Parameter:
         if name not in self.places or len(parameter.shape) > 1:
             raise UnsupportedError(
-                f"{name} of the model in {path} cannot be used from a GGUF file.",
+                f"{name} of the model in {path} is neither a linear layer's nor an embedding's, and is not used from a "
+                "GGUF file's blocks.",
                 hint="Train on the Hugging Face directory that it was made from.",
             )
         values = self._vector(name)
