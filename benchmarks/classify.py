@@ -1,9 +1,9 @@
 """Labels of 1,000 texts of mixed length: edgetune against transformers' pipeline and plain torch, both float32.
 
 The random model of MiniLM's shape that benchmarks/embed.py makes, with a pooler and a head of three labels. The
-pipeline runs in batches of 32 in the texts' order, plain torch in batches of 32 of similar length. Every peer runs in a process
-of its own, in turn with the others, and all probabilities are compared. Prints JSON; a ratio is the median of the
-rounds', against the pipeline.
+pipeline runs in batches of 32 in the texts' order, plain torch in batches of 32 of similar length. Every peer runs in a
+process of its own, in turn with the others, and all probabilities are compared. Prints JSON; a ratio is the median of
+the rounds', against the pipeline.
 
     python -m benchmarks.classify [--build-dir DIR] [--rounds 3] [--texts 1000] [--threads N]
 """
