@@ -267,7 +267,10 @@ def _load_fast(model_dir: Path) -> Any:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    hint = "Copy the tokenizer files (tokenizer.json, tokenizer_config.json) of this model into the directory."
+    hint = (
+        "Copy the model's tokenizer.json into the directory. Families without one (ByT5, Marian, M2M100, ProphetNet) "
+        "run in transformers itself."
+    )
     if not has_tokenizer(model_dir):
         raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
     try:

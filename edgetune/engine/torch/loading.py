@@ -128,7 +128,10 @@ def load_vocabulary(
     """
     import transformers
 
-    hint = "Copy the tokenizer files (tokenizer.json, tokenizer_config.json) of this model into the directory."
+    hint = (
+        "Copy the model's tokenizer.json into the directory. Families without one (ByT5, Marian, M2M100, ProphetNet) "
+        "run in transformers itself."
+    )
     if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
         characters = CharTokenizer.from_config(config)
         if characters is None:
