@@ -19,7 +19,7 @@ from edgetune.engine.torch.engine import TorchEngine
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.export import export_adapter, export_base
 from tests.seq2seq_checkpoints import TEXTS, write_seq2seq
-from tests.test_engine_torch_seq2seq import UNEVEN, reference, write_lora
+from tests.test_engine_torch_seq2seq import UNEVEN, assert_same_together, reference, write_lora
 
 _GREEDY = Sampling(temp=0)
 
@@ -173,20 +173,8 @@ def test_replies_in_one_batch_are_what_they_are_alone(
             encode(targets, **options)
 
         monkeypatch.setattr(engine, "_encode", counting)
-        sources = [engine.tokenizer.encode(text) for text in UNEVEN]
-        alone = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
-        for one in alone:
-            list(one)
-        encoded.clear()
-        together = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
-        heard: dict[int, str] = {}
-        for number, text in engine.run_together(together):
-            heard[number] = heard.get(number, "") + text
+        assert_same_together(engine, sampling, beams, begin=encoded.clear)
         assert (len(encoded), sum(encoded)) == (3 if beams else 1, len(UNEVEN))
-        assert [(one.ids, one.text, one.finish_reason) for one in together] == [
-            (one.ids, one.text, one.finish_reason) for one in alone
-        ]
-        assert heard == {number: one.text for number, one in enumerate(alone) if one.text}
 
 
 def test_a_reply_goes_on_by_itself_after_a_batch(flan: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,25 @@ UNEVEN = [" ".join([text] * (1 + number % 3)) for number, text in enumerate(TEXT
 """Sources of very different lengths."""
 
 
+def assert_same_together(
+    engine: Any, sampling: Sampling, beams: BeamSettings | None, *, begin: Callable[[], None]
+) -> None:
+    """Replies that are run together are what each is alone; `begin` is called in between."""
+    sources = [engine.tokenizer.encode(text) for text in UNEVEN]
+    alone = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+    for one in alone:
+        list(one)
+    begin()
+    together = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
+    heard: dict[int, str] = {}
+    for number, text in engine.run_together(together):
+        heard[number] = heard.get(number, "") + text
+    assert [(one.ids, one.text, one.finish_reason) for one in together] == [
+        (one.ids, one.text, one.finish_reason) for one in alone
+    ]
+    assert heard == {number: one.text for number, one in enumerate(alone) if one.text}
+
+
 @pytest.mark.parametrize(
     ("sampling", "beams"), [(_GREEDY, None), (_GREEDY, BeamSettings(3)), (Sampling(temp=1.2, seed=7), None)]
 )
@@ -143,19 +162,7 @@ def test_replies_in_one_batch_are_what_they_are_alone(
 
     monkeypatch.setattr(Group, "forward", counting)
     with TorchEngine.open(checkpoint) as engine:
-        sources = [engine.tokenizer.encode(text) for text in UNEVEN]
-        alone = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
-        for one in alone:
-            list(one)
-        batches.clear()
-        together = [engine.generate(ids, sampling, max_tokens=8, beams=beams) for ids in sources]
-        heard: dict[int, str] = {}
-        for number, text in engine.run_together(together):
-            heard[number] = heard.get(number, "") + text
-    assert [(one.ids, one.text, one.finish_reason) for one in together] == [
-        (one.ids, one.text, one.finish_reason) for one in alone
-    ]
-    assert heard == {number: one.text for number, one in enumerate(alone) if one.text}
+        assert_same_together(engine, sampling, beams, begin=batches.clear)
     assert max(batches) == len(UNEVEN) * (beams.num_beams if beams else 1)
 
 
