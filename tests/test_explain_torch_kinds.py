@@ -16,6 +16,7 @@ from edgetune.engine.sampling import Sampling
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.explain.checkpoint_run import explain_checkpoint
 from edgetune.explain.gguf_run import explain_gguf
+from edgetune.explain.html import page
 from edgetune.explain.page import Explanation
 from edgetune.export import export_base
 from tests.checkpoints import edit_json
@@ -147,16 +148,33 @@ def test_a_sentence_model_ends_in_its_vector(tmp_path: Path) -> None:
     assert not shown.scores
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
-def test_a_model_that_fills_gaps_says_after_every_block_what_it_would_fill_in(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "distilbert"])
+def test_a_model_that_fills_gaps_says_after_every_block_what_it_would_fill_in(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
     source = write_encoder(tmp_path, name, "ForMaskedLM")
-    shown = explain_checkpoint(source, TEXT)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    prompt = f"the quick {tokenizer.mask_token} fox {tokenizer.mask_token}"
+    shown = explain_checkpoint(source, prompt)
     assert not shown.notes
+    ids = tokenizer(prompt).input_ids
+    assert ids_of(shown) == ids
+    assert shown.runs[0].gap == ids.index(tokenizer.mask_token_id)
     blocks = shown.runs[0].stacks[0].blocks
     assert len(blocks) == 3
-    logits = first_logits(source, "AutoModelForMaskedLM", layers=1, input_ids=ids_of(shown))
-    assert_guesses(blocks[0].lens.guesses, logits[-1])
-    assert len(blocks[0].lens.by_token) == len(ids_of(shown))
+    for number, block in enumerate(blocks, 1):
+        logits = first_logits(source, "AutoModelForMaskedLM", layers=number, input_ids=ids)
+        assert_guesses(block.lens.guesses, logits[shown.runs[0].gap])
+        assert len(block.lens.by_token) == len(ids)
+    assert "it would put" in page(shown)
+    # Another control token's name is text, and without a gap the last word is told of.
+    shown = explain_checkpoint(source, f"the fox {tokenizer.sep_token} jumps")
+    assert ids_of(shown).count(tokenizer.sep_token_id) == 1
+    assert shown.runs[0].gap == len(ids_of(shown)) - 2
+    assert run(["explain", str(source), prompt]) == 0
+    assert "it would put" in capsys.readouterr().out
 
 
 def write_bottlenecks(directory: Path, base: Path) -> Path:

@@ -190,6 +190,10 @@ def _choice(console: Console, explanation: Explanation) -> None:
             console.print(f"A vector of {len(run.vector):,} numbers: {shown}, …")
         elif run.steps:
             _print_choice(console, run, explanation)
+        elif run.gap >= 0 and run.stacks[0].blocks:
+            piece = visible(run.stacks[0].tokens[run.gap].piece)
+            filled = _guess(run.stacks[0].blocks[-1], visible)
+            console.print(Text(f"In the place of {piece} (token {run.gap}) it would put: ").append_text(filled))
         else:
             console.print("This model has no next token to choose.", style="dim")
 

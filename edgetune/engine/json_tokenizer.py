@@ -70,6 +70,11 @@ class JsonTokenizer:
         """Texts of the tokens that are never made from a message's text."""
         return frozenset(self._control_ids)
 
+    def takes_space_before(self, text: str) -> bool:
+        """Whether the control token called `text` stands for the space before it as well."""
+        token = self._backend.get_added_tokens_decoder().get(self._control_ids.get(text))
+        return token is not None and bool(token.lstrip)
+
     def encode_source(self, text: str, *, language: str = "") -> list[int]:
         """As `encode`, with the code of `language`, where one is named, in the place of the tokenizer's own."""
         ids = self.encode(text)

@@ -19,7 +19,7 @@ from edgetune.errors import CorruptFileError, UsageError
 from edgetune.explain.page import ModelKind
 from edgetune.explain.parts import check_length
 from edgetune.fingerprint import read_chat_template, read_safetensors_header, safetensors_files, transformer_dir
-from edgetune.template import ChatTemplate
+from edgetune.template import ChatTemplate, Rendered
 
 _WRITERS = ("ForCausalLM", "LMHeadModel")
 _FILLERS = ("ForMaskedLM",)
@@ -59,10 +59,28 @@ class Loaded:
             turns = [{"role": "system", "content": system}] if system else []
             rendered = template.render([*turns, {"role": "user", "content": prompt}], add_generation_prompt=True)
             ids, text = self.vocabulary.encode_rendered(rendered), rendered.text
+        elif self.mask and isinstance(self.vocabulary, JsonTokenizer):
+            ids, text = _with_gaps(self.vocabulary, prompt, self.mask), prompt
         else:
             ids, text = self.vocabulary.encode(prompt), prompt
         check_length(ids)
         return ids, text
+
+    @property
+    def mask(self) -> str:
+        """What stands for a gap in a text, of a model that fills them; empty for others."""
+        if self.kind != "encoder" or isinstance(self.vocabulary, CharTokenizer):
+            return ""
+        return self.vocabulary.special_texts.get("mask_token", "")
+
+    def place(self, ids: Sequence[int]) -> int:
+        """Where in `ids` the guess is: at the end, or of a model that fills gaps at the first one or the last word."""
+        if self.kind != "encoder":
+            return len(ids) - 1
+        texts = self.pieces(ids)
+        if self.mask in texts:
+            return texts.index(self.mask)
+        return max((at for at, text in enumerate(texts) if text not in self.control_tokens), default=len(ids) - 1)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself."""
@@ -89,6 +107,15 @@ class SourceCharacters:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The character of each token."""
         return [self.vocabulary.source_piece(token) for token in ids]
+
+
+def _with_gaps(vocabulary: JsonTokenizer, prompt: str, mask: str) -> list[int]:
+    """Token ids of a text in which the mask token's name is a gap, and every other control token's is text."""
+    *before, last = prompt.split(mask)
+    around, gap = vocabulary.encode(""), vocabulary.encode_rendered(Rendered(mask))
+    before = [part.rstrip() for part in before] if vocabulary.takes_space_before(mask) else before
+    inside = [token for part in before for token in (*vocabulary.encode(part, add_special=False), *gap)]
+    return [*around[:1], *inside, *vocabulary.encode(last, add_special=False), *around[1:]]
 
 
 def kind_of(config: Any) -> ModelKind | None:

@@ -143,11 +143,12 @@ class _Runner:
         given = {"input_ids": torch.tensor([self.ids])}
         with blocks.kept():
             out = self.loaded.model(**given, output_attentions=True)
-        guesses = self._guesses(blocks, given, out.logits, specs)
+        place = self.loaded.place(self.ids)
+        guesses = self._guesses(blocks, given, out.logits, specs, place=place - len(self.ids))
         name = _TARGET if self.loaded.kind == "decoder" else _SOURCE
-        stack = _stack(name, self.loaded, self.ids, blocks, out.attentions, guesses)
+        stack = _stack(name, self.loaded, self.ids, blocks, out.attentions, guesses, position=place)
         if self.loaded.kind == "encoder":
-            return Run(name=run_name(specs), stacks=(stack,))
+            return Run(name=run_name(specs), stacks=(stack,), gap=place)
         return self._run(specs, (stack,), self.ids, out.logits[0, -1].float().numpy(), {})
 
     def _seq2seq(self, specs: Sequence[LoraSpec]) -> Run:
@@ -201,20 +202,23 @@ class _Runner:
         return [int(start)] if forced is None or forced == start else [int(start), int(forced)]
 
     def _guesses(
-        self, blocks: BlockStates, given: dict[str, Any], logits: Any, specs: Sequence[LoraSpec]
+        self, blocks: BlockStates, given: dict[str, Any], logits: Any, specs: Sequence[LoraSpec], *, place: int = -1
     ) -> list[Lensed]:
-        """What the head says after every block of the model that gave `logits` (1, tokens, vocabulary)."""
+        """What the head says after every block of the model that gave `logits` (1, tokens, vocabulary).
+
+        `place` is the token that is told of, counted from the end.
+        """
         known = {**given, **_last_only(self.loaded.base)}
 
         def run() -> States:
-            heard: States = self.loaded.model(**known).logits[0, -MOST_GUESSED:].float().numpy()
+            heard: States = self.loaded.model(**known).logits[0].float().numpy()
             return heard
 
         shown = blocks.heard(run)
-        if not shown or divergence(logits[0, -1:].float().numpy(), shown[-1][-1:])[0] > _LARGEST_KL:
+        if not shown or divergence(logits[0, place, None].float().numpy(), shown[-1][place, None])[0] > _LARGEST_KL:
             self.notes.append("Guesses inside the stack are not shown: where this model's blocks are is not known.")
             return []
-        rows = np.stack([one[-1] for one in shown])
+        rows = np.stack([one[place] for one in shown])
         kl: list[float | None] = [None] * len(rows)
         if specs and self.base_logits is not None:
             kl = divergence(self.base_logits, rows).tolist()
@@ -222,7 +226,7 @@ class _Runner:
             self.base_logits = rows
         lensed = []
         for row, one, value in zip(rows, shown, kl, strict=True):
-            best, shares = likeliest(one)
+            best, shares = likeliest(one[-MOST_GUESSED:])
             lensed.append(
                 Lensed(self._top(row), tuple(self.loaded.pieces(best.tolist())), tuple(shares.tolist()), value)
             )
@@ -301,11 +305,13 @@ def _stack(
     attention: Sequence[Any] | None,
     guesses: Sequence[Lensed],
     across: Sequence[Any] | None = None,
+    *,
+    position: int = -1,
 ) -> StackRun:
     states = blocks.after
     seen = Seen.of(blocks.embedded, states)
     own, cross = _maps(attention, len(states)), _maps(across, len(states))
-    runs = block_runs(seen, states, own, guesses, across=cross)
+    runs = block_runs(seen, states, own, guesses, across=cross, position=position)
     return StackRun(name, tokens_of(vocabulary, ids, seen), runs, stacked(own), stacked(cross))
 
 

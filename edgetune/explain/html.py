@@ -255,7 +255,7 @@ def _run(run: Run, explanation: Explanation) -> str:
         shown = ", ".join(number(value) for value in run.vector[:6])
         return f"<div>{title}<p>A vector of {len(run.vector):,} numbers: {shown}, …</p></div>"
     if not run.steps:
-        return f"<div>{title}<p class=dim>This model has no next token to choose.</p></div>"
+        return f"<div>{title}{_filled(run)}</div>"
     filters = "".join(
         f"<tr><td>{escape(one.name)}</td><td class=n>{one.setting:g}</td><td class=n>{one.kept:,}</td>"
         f"<td class=n>{percent(one.mass)}</td></tr>"
@@ -266,6 +266,15 @@ def _run(run: Run, explanation: Explanation) -> str:
         f"{sampler(run, explanation.sampling)}<p>Chosen: <span class=t>{_piece(run.steps[0].piece)}</span></p>"
         f"{_loop(run)}</div>"
     )
+
+
+def _filled(run: Run) -> str:
+    """What a model that fills gaps puts into one."""
+    if run.gap < 0 or not run.stacks[0].blocks:
+        return "<p class=dim>This model has no next token to choose.</p>"
+    token = run.stacks[0].tokens[run.gap]
+    guesses = _guesses(run.stacks[0].blocks[-1], visible)
+    return f"<p>In the place of {_piece(token.piece)} (token {run.gap}) it would put:</p>{guesses}"
 
 
 def _effects(run: Run) -> str:

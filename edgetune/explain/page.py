@@ -118,7 +118,7 @@ class Lensed:
     """What the head would say if the stack ended after a block."""
 
     guesses: tuple[Guess, ...] = ()
-    """At the last position, best first; empty where it cannot be known."""
+    """At the last position, or at the gap, best first; empty where it cannot be known."""
     by_token: tuple[str, ...] = ()
     """The best guess at every position, for the last positions of a long prompt."""
     by_token_shares: tuple[float, ...] = ()
@@ -223,6 +223,8 @@ class Run:
     """Of a model with a classification head: label → probability, or "value"."""
     logits: Mapping[str, float] = field(default_factory=dict)
     """What the head gives before they become probabilities, by label."""
+    gap: int = -1
+    """Of a model that fills gaps, the token whose place is told of: the first gap, else the last word; else -1."""
     pooling: str = ""
     """How a model without a next token makes one vector of its tokens: "cls", "mean", "last", "max"."""
     vector: tuple[float, ...] = ()
