@@ -8,7 +8,6 @@ another's turn is evaluated again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +32,7 @@ from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
+from edgetune.engine.seq2seq_targets import SourceBatch, Target
 from edgetune.engine.tap import Tap
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
@@ -51,29 +51,6 @@ _SHARE_OF_MEMORY = 0.25
 """Of the free memory, what the keys and values of replies in one batch may take."""
 
 
-@dataclass(eq=False)
-class _Target:
-    """One reply's place in the engine."""
-
-    source: list[int]
-    adapters: AdapterKey
-    room: int
-    """Tokens that it may have, the start token included."""
-    beams: int = 0
-    """0 where nothing is searched."""
-    ids: list[int] = field(default_factory=list)
-    """The decoder's tokens that were evaluated, the start token first; of beams, only their number means anything."""
-    first: int = 0
-    """Its first sequence in the context."""
-    side: int = 0
-    """Which of the two sets of sequences the beams are in."""
-
-    @property
-    def width(self) -> int:
-        """How many sequences it takes: beams have two sets, to be copied from the one to the other in any order."""
-        return 2 * self.beams or 1
-
-
 class Seq2SeqEngine:
     """A loaded encoder-decoder; see `protocol.Engine`. The prompt of a reply is the source."""
 
@@ -86,8 +63,8 @@ class Seq2SeqEngine:
         self._adapter_key: AdapterKey = ()
         self._context: Any = None
         self._sizes = (0, 0, 0)
-        self._members: list[_Target] = []
-        self._current: _Target | None = None
+        self._members: list[Target] = []
+        self._current: Target | None = None
         self._row: int | None = None
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         """Tokens that logits are about."""
@@ -195,10 +172,10 @@ class Seq2SeqEngine:
                 raise UsageError("A beam search cannot go on from the beginning of a reply.")
             limit = self.context_size - 1
             new = min(limit, max_tokens) if max_tokens >= 0 else limit
-            slot = _Target(list(ids), key, new + 1, beams.num_beams)
+            slot = Target(list(ids), key, new + 1, beams.num_beams)
             return BeamGeneration(self, ids, beams, slot=slot, max_new=new, stop=stop)
         room = len(prefix) + 2 + max_tokens if max_tokens >= 0 else self.context_size
-        target = _Target(list(ids), key, min(room, self.context_size))
+        target = Target(list(ids), key, min(room, self.context_size))
         generation = LlamaGeneration(
             cast(Any, self),
             Sampler(
@@ -223,7 +200,7 @@ class Seq2SeqEngine:
         replies = cast("list[LlamaGeneration | BeamGeneration]", list(generations))
         return run_in_batches(
             replies,
-            alike=lambda one: (cast(_Target, one.slot).adapters, cast(_Target, one.slot).beams),
+            alike=lambda one: (cast(Target, one.slot).adapters, cast(Target, one.slot).beams),
             limits=self._batch_limits,
             pads=False,
             evaluate=self._evaluate_together,
@@ -252,14 +229,14 @@ class Seq2SeqEngine:
         """Logits after each of `target_ids`, which begin with the start token; shape (target tokens, vocabulary)."""
         self._check_open()
         self._check_source(source_ids, room_for=len(target_ids))
-        self._encode([_Target(list(source_ids), self._adapter_key, len(target_ids))], batch=len(target_ids))
+        self._encode([Target(list(source_ids), self._adapter_key, len(target_ids))], batch=len(target_ids))
         self._decode([(0, 0, target_ids)], every_output=True)
         self._members, self._current, self._row = [], None, None
         return np.array(self._all_logits(len(target_ids)))
 
     def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
         """Evaluate what these replies wait for."""
-        targets = [cast(_Target, one.slot) for one in generations]
+        targets = [cast(Target, one.slot) for one in generations]
         pending = [one.pending for one in generations]
         if any(target not in self._members for target in targets):
             pending = [
@@ -315,7 +292,7 @@ class Seq2SeqEngine:
 
     def evaluate_beams(self, generations: Sequence[BeamGeneration]) -> None:
         """Evaluate what these searches wait for."""
-        targets = [cast(_Target, one.slot) for one in generations]
+        targets = [cast(Target, one.slot) for one in generations]
         if any(target not in self._members for target in targets):
             if any(target.ids for target in targets):
                 raise UsageError("Another text was answered meanwhile; a beam search cannot go on after that.")
@@ -343,7 +320,7 @@ class Seq2SeqEngine:
         values: NDArray[np.float32] = log_softmax(generation.logits)
         return values
 
-    def _copy_beams(self, target: _Target, parents: Sequence[int]) -> None:
+    def _copy_beams(self, target: Target, parents: Sequence[int]) -> None:
         """Let every beam be what was the beam of its parent."""
         if list(parents) == list(range(target.beams)) and len(target.ids) > 1:
             return
@@ -363,7 +340,7 @@ class Seq2SeqEngine:
 
     def _batch_limits(self, alike: Sequence[LlamaGeneration | BeamGeneration]) -> tuple[int, int]:
         """Tokens of the sources, and replies, that are best evaluated at once."""
-        largest = max((cast(_Target, one.slot) for one in alike), key=lambda target: target.width * target.room)
+        largest = max((cast(Target, one.slot) for one in alike), key=lambda target: target.width * target.room)
         cells = largest.room * max(1, largest.beams) * self._bytes_per_token
         by_memory = int(available_memory() * _SHARE_OF_MEMORY // cells)
         most = max(1, min(_MOST_ROWS // max(1, largest.beams), by_memory))
@@ -377,7 +354,7 @@ class Seq2SeqEngine:
         return int((layers or self._header.number("block_count") or 1) * head * width * sizes)
 
     def _encode(
-        self, targets: Sequence[_Target], *, batch: int, is_cancelled: Callable[[], bool] = lambda: False
+        self, targets: Sequence[Target], *, batch: int, is_cancelled: Callable[[], bool] = lambda: False
     ) -> None:
         """Encode the sources of `targets`, all under the same adapters; they are the engine's members then."""
         self._members, self._current, self._row = [], None, None
@@ -393,7 +370,7 @@ class Seq2SeqEngine:
         self._lora.apply(self._context, targets[0].adapters)
         lib.llama_memory_clear(lib.llama_get_memory(self._context), False)
         native.forget_errors()
-        sources = _SourceBatch([(target.source, target.first, target.width) for target in targets])
+        sources = SourceBatch([(target.source, target.first, target.width) for target in targets])
         with interruptible(self._context, is_cancelled):
             code = lib.llama_encode(self._context, sources.raw)
             if code == _ABORTED:
@@ -465,33 +442,6 @@ class Seq2SeqEngine:
                 f"{self.path} answers with what is no number, with {len(self._lora.applied)} adapters on it.",
                 hint="Is one of the files damaged, or stored as F16 where its values are too large? Convert it again.",
             )
-
-
-class _SourceBatch:
-    """Sources, each of which belongs to several sequences at once."""
-
-    def __init__(self, sources: Sequence[tuple[Sequence[int], int, int]]) -> None:
-        """`sources` are (ids, first sequence, how many sequences)."""
-        lengths = [len(ids) for ids, _, _ in sources]
-        count = sum(lengths)
-        self._tokens = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in sources])
-        self._positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-        self._counts = np.repeat(np.asarray([width for _, _, width in sources], np.int32), lengths)
-        self._outputs = np.ones(count, np.int8)
-        self._sequences = [np.arange(first, first + width, dtype=np.int32) for _, first, width in sources]
-        pointer = lib.ctypes.POINTER(lib.ctypes.c_int32)
-        own = [numbers.ctypes.data_as(pointer) for numbers in self._sequences]
-        owners = np.repeat(np.arange(len(sources)), lengths)
-        self._pointers = (pointer * count)(*(own[owner] for owner in owners))
-        self.raw: Any = lib.llama_batch(
-            n_tokens=count,
-            token=self._tokens.ctypes.data_as(pointer),
-            embd=None,
-            pos=self._positions.ctypes.data_as(pointer),
-            n_seq_id=self._counts.ctypes.data_as(pointer),
-            seq_id=self._pointers,
-            logits=self._outputs.ctypes.data_as(lib.ctypes.POINTER(lib.ctypes.c_int8)),
-        )
 
 
 def _tokenizer(vocab: Any, header: GgufHeader) -> JsonTokenizer | GgufTokenizer:
