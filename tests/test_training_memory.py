@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,24 @@ def test_attention_with_dropout_keeps_what_is_seen_on_the_cpu(tmp_path: Path) ->
         empty = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).train()
     assert kept_bytes(empty, rows=4, length=96)[0] == pytest.approx(real, rel=0.15)
     assert kept_bytes(empty, rows=4, length=96, on_cpu=False)[0] < 0.8 * real
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to")
+def test_holes_in_the_heap_go_back_to_the_system() -> None:
+    import psutil
+    import torch
+
+    from edgetune.training.device import release_memory
+
+    large, small = list[Any](), list[Any]()
+    for _ in range(3000):
+        large.append(torch.ones(25_000))
+        small.append(torch.ones(100))
+    large.clear()
+    before = psutil.Process().memory_info().rss
+    release_memory(torch.device("cpu"))
+    assert before - psutil.Process().memory_info().rss > 100e6
+    assert all(bool((kept == 1).all()) for kept in small)
 
 
 def test_a_forecast_grows_with_length_and_checkpointing_takes_less(base_dir: Path) -> None:

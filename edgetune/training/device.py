@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -105,8 +108,12 @@ _NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
 def release_memory(device: torch.device) -> None:
-    """Hand memory that torch keeps for later back to the device."""
+    """Hand memory that torch, or malloc on Linux, keeps for later back to the device."""
     import torch
+
+    if device.type == "cpu" and sys.platform == "linux":
+        with suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
 
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError
 from edgetune.export import locate_gguf_weights
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.gguf_tensors import GgufTensors
+from edgetune.training.device import release_memory
 from edgetune.training.gguf_base.blocks import Blocks, join
 from edgetune.training.gguf_base.modules import BlockEmbedding, BlockLinear
 
@@ -53,6 +54,7 @@ def load_gguf_base(path: Path, config: Any, *, dtype: torch.dtype, device: torch
     model = model.to(device)
     # In float32, as llama.cpp adds up; what bfloat16 loses is no sign of a wrong model.
     prove(model, path, header)
+    release_memory(device)  # logits of the whole vocabulary leave holes behind
     for module in model.modules():
         if isinstance(module, BlockLinear | BlockEmbedding):
             module.dtype = dtype
