@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from edgetune.engine.encoder import Encoder
 from edgetune.engine.encoder_llama import open_llama_encoder
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.encoder import open_torch_encoder
-from edgetune.errors import ExitCode, UnsupportedError, UsageError
+from edgetune.errors import CorruptFileError, ExitCode, UnsupportedError, UsageError
 from edgetune.events import Event, Progress
 from edgetune.export import export_adapter, export_base
 from edgetune.library import purpose_of
@@ -319,3 +320,21 @@ def randomize_lora(model: Any) -> None:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.3)
+
+
+@pytest.mark.parametrize("lost", ["bert.encoder.layer.1.output.dense.weight", "classifier.weight"])
+def test_torch_makes_up_no_weights(tmp_path: Path, lost: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    directory = write_encoder(tmp_path / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptFileError, match=re.escape(lost.removeprefix("bert."))):
+        open_encoder(directory)
+
+
+def test_torch_needs_no_pooler_for_vectors(tmp_path: Path) -> None:
+    directory = write_encoder(tmp_path / "bert", "bert", "ForMaskedLM")
+    with open_encoder(directory) as encoder:
+        assert np.isfinite(encoder.embed(["the fox"])).all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,6 +274,7 @@ def _load(
         "local_files_only": True,
         "trust_remote_code": False,
         "use_safetensors": True,
+        "output_loading_info": True,
     }
     headers = [read_safetensors_header(path)[0] for path in safetensors_files(model_dir)]
     if adapter_dir is None and labels:
@@ -285,16 +286,32 @@ def _load(
                 options["id2label"] = dict(enumerate(labels))
                 options["label2id"] = {label: number for number, label in enumerate(labels)}
                 options["ignore_mismatched_sizes"] = adapter_dir is not None
-                model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, **options)
+                auto = transformers.AutoModelForSequenceClassification
             else:
                 auto = transformers.AutoModelForTextEncoding if is_half else transformers.AutoModel
-                model = auto.from_pretrained(model_dir, **options)
+            model, info = auto.from_pretrained(model_dir, **options)
+            _check_whole(model_dir, model, info["missing_keys"], has_head=bool(labels), is_adapted=bool(adapter_dir))
             if adapter_dir is not None:
                 kind = str(_adapter_config(adapter_dir).get("peft_type"))
                 model = READERS.get(kind, read_with_peft)(model, adapter_dir, "default")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise _unloadable(model_dir, adapter_dir, error) from error
     return model.eval().to(device)
+
+
+def _check_whole(model_dir: Path, model: Any, missing: Iterable[str], *, has_head: bool, is_adapted: bool) -> None:
+    """Refuse weights that would be made up, but for a pooler nothing reads and a head that an adapter brings."""
+    body = f"{model.base_model_prefix}."
+
+    def is_spare(name: str) -> bool:
+        if has_head:
+            return is_adapted and (not name.startswith(body) or ".pooler." in name)
+        return name.startswith("pooler.")
+
+    if lacking := sorted(name for name in missing if not is_spare(name)):
+        raise CorruptFileError(
+            f"{model_dir} lacks {len(lacking)} tensors of its model, {lacking[0]!r} first.", hint="Get it again."
+        )
 
 
 def _check_head_size(shapes: Mapping[str, Sequence[int]], count: int) -> None:
