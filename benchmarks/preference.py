@@ -2,8 +2,8 @@
 
     python -m benchmarks.preference [TASK…] [--pairs demo|order] [--write]
 
-`demo`: the 300 pairs of dpo_en_demo, in three of five folds. `order`: 600 answers of gsm8k, the rejected one with its
-sentences in the opposite order; 400 to learn, 200 held out. Beside the tasks stand two peers that see the same pairs:
+`demo`: the 300 pairs of dpo_en_demo, in three of five folds. `order`: 180 answers of gsm8k, the rejected one with its
+sentences in the opposite order; 120 to learn, 60 held out. Beside the tasks stand two peers that see the same pairs:
 the shorter reply, and a logistic regression of the words (tf-idf, chosen minus rejected). `--write` puts the rows into
 docs/preference.md, in place of those of the same name. Prompts with replies are cut to 384 tokens.
 """
@@ -60,7 +60,7 @@ def order() -> list[tuple[Pairs, Pairs]]:
                 made.append({"prompt": item["question"], **row})
             if len(made) == 600:
                 break
-    return [(made[:400], made[400:])]
+    return [(made[:120], made[400:460])]
 
 
 SETS = {"demo": demo, "order": order}
