@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What transformers draws while a test writes a model would stand in what the test reads from stderr.
+os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: thread pools that wait for each other take many times as long as one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

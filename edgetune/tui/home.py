@@ -116,7 +116,7 @@ class HomeScreen(EndsWorkers, Screen[None]):
 
     def on_mount(self) -> None:
         """Look what there is."""
-        self.app.theme_changed_signal.subscribe(self, lambda theme: self._show_all())
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._retheme())
         self.set_interval(0.1, self._show_stage)
         self.action_reload()
 
@@ -266,6 +266,13 @@ class HomeScreen(EndsWorkers, Screen[None]):
         row.add_column(no_wrap=True, justify="right")
         row.add_row(Text(one_line(entry.name), palette.ink("foreground")), Text(_KINDS[entry.kind], palette.muted))
         return row
+
+    def _retheme(self) -> None:
+        entries = self.query_one("#entries", OptionList)
+        for index, entry in enumerate(self._entries):
+            entries.replace_option_prompt_at_index(index, self._row(entry))
+        self._show_stage(now=True)
+        self._show_all()
 
     def _show_all(self) -> None:
         entry = self.chosen
