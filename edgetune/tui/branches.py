@@ -50,13 +50,17 @@ class BranchesScreen(ModalScreen["str | None"]):
 
     def on_mount(self) -> None:
         """Fill it, and stand where the conversation is."""
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._draw())
+        self._draw()
+        self.query_one(TreeWidget).focus()
+
+    def _draw(self) -> None:
         widget = self.query_one(TreeWidget)
-        palette = Palette.of(self.app)
         here = {node.id for node in self._messages.path()}
+        widget.root.remove_children()
         widget.root.expand()
-        at = self._fill(widget.root, None, here, palette)
+        at = self._fill(widget.root, None, here, Palette.of(self.app))
         self.call_after_refresh(lambda: widget.move_cursor(at or widget.root))
-        widget.focus()
 
     def _fill(
         self, parent: TreeNode[str], node_id: str | None, here: set[str], palette: Palette

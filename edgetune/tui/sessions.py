@@ -69,6 +69,7 @@ class SessionsScreen(EndsWorkers, ModalScreen["str | None"]):
 
     def on_mount(self) -> None:
         """Everything, newest first."""
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._fill())
         self._fill()
 
     def on_input_changed(self) -> None:
