@@ -14,6 +14,7 @@ from edgetune.cli.progress import say, show_progress
 from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.cli.terminal import is_full_screen
 from edgetune.errors import EdgetuneError, ExitCode, UsageError
+from edgetune.events import ignore
 
 if TYPE_CHECKING:
     from edgetune.chat.database import SavedSession
@@ -78,7 +79,7 @@ def command(
             choice = choose_model(model, options["lora"], sink=sink)
         options["lora"] = tuple(f"{one.path}:{one.scale:g}" for one in choice.lora)
         base = str(choice.base)
-        run_chat(lambda: begin(open_chosen(base, options), lambda error: None), title=choice.base.stem)
+        run_chat(lambda: begin(open_chosen(base, options, sink=ignore), lambda error: None), title=choice.base.stem)
         return ExitCode.OK
     from edgetune.cli.line_mode import run_line_mode, run_piped, show_outcome
 

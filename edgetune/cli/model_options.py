@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgetune.cli.progress import show_progress
+from edgetune.events import Sink
 
 if TYPE_CHECKING:
     from edgetune.chat import Session
@@ -75,12 +77,15 @@ def model_options(function: _Function) -> _Function:
     return function
 
 
-def open_chosen(model: str | None, options: dict[str, Any]) -> Session:
-    """Open MODEL, or the base of the adapters given, with what `model_options` added; those leave `options`."""
+def open_chosen(model: str | None, options: dict[str, Any], *, sink: Sink | None = None) -> Session:
+    """Open MODEL, or the base of the adapters given, with what `model_options` added; those leave `options`.
+
+    What is to be told goes to stderr, or to `sink`: where a screen fills the terminal, nothing else may draw on it.
+    """
     from edgetune.cli.last_words import speak_before_aborting
     from edgetune.opening.writers import open_session
 
     taken = {name: options.pop(name) for name in MODEL_OPTIONS}
     speak_before_aborting()
-    with show_progress() as sink:
-        return open_session(model, taken.pop("lora"), sink=sink, **taken)
+    with show_progress() if sink is None else nullcontext(sink) as told:
+        return open_session(model, taken.pop("lora"), sink=told, **taken)

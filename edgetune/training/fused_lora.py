@@ -7,6 +7,7 @@ in f32. Layers it does not compute exactly (dropout, DoRA and other variants, qu
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,18 +69,9 @@ class _Forward:
         return fused
 
 
+@cache
 def _function() -> Any:
-    """The node's `apply`. Defined here because its base class is torch's."""
-    global _apply
-    if _apply is None:
-        _apply = _define()
-    return _apply
-
-
-_apply: Any = None
-
-
-def _define() -> Any:
+    """The node's `apply`. Defined late because its base class is torch's."""
     import torch
 
     class LoraLinear(torch.autograd.Function):

@@ -13,6 +13,7 @@ believed but compared, once (`find_head`); where it is not, the loss is computed
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -243,18 +244,9 @@ def _softmax_gradient(
     return total
 
 
-_apply: Any = None
-
-
+@cache
 def _function() -> Any:
     """The node's `apply`. Defined late because its base class is torch's."""
-    global _apply
-    if _apply is None:
-        _apply = _define()
-    return _apply
-
-
-def _define() -> Any:
     import torch
 
     class LinearCrossEntropy(torch.autograd.Function):

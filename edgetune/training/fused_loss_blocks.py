@@ -9,6 +9,7 @@ time a piece of the head is dequantized, used for all learned tokens, and let go
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -96,18 +97,9 @@ class _Pieces:
         return self.scale if self.scale != 1.0 else None
 
 
-_apply: Any = None
-
-
+@cache
 def _function() -> Any:
     """The node's `apply`. Defined late because its base class is torch's."""
-    global _apply
-    if _apply is None:
-        _apply = _define()
-    return _apply
-
-
-def _define() -> Any:
     import torch
 
     class BlocksCrossEntropy(torch.autograd.Function):

@@ -281,12 +281,7 @@ def _data(run: Run, prepared: Prepared) -> list[Part]:
     counts = {name: split.summary() for name, split in splits.items()}
     lengths = {name: sorted(len(sequence.ids) for sequence in split.sequences) for name, split in splits.items()}
     rows = [Row([key.replace("_", " "), *(f"{counts[name][key]:,}" for name in names)]) for key in counts[names[0]]]
-    for title, share in (
-        ("shortest", 0.0),
-        ("median length", 0.5),
-        ("95 % are no longer than", 0.95),
-        ("longest", 1.0),
-    ):
+    for title, share in _LENGTHS:
         rows.append(Row([title, *(f"{_at(lengths[name], share):,}" for name in names)]))
     rows.append(Row(["repeat another row", *(f"{overlap.repeated:,}" if n == "train" else "–" for n in names)]))
     rows.append(
