@@ -11,7 +11,6 @@ the rounds', against the pipeline.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -20,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import embed, llama_cpp
-from edgetune.hardware import physical_cores
+from benchmarks import embed
 
 NAME = "minilm-classifier"
 LABELS = ("red", "green", "blue")
@@ -32,18 +30,7 @@ _BATCH = 32
 
 def main() -> None:
     """Measure every peer, or with --peer one, on the texts of standard input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build-dir", type=Path, default=llama_cpp.BUILD_DIR)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peer:
-        run_peer(options)
-    else:
-        print(json.dumps(measure(options), indent=2))
+    embed.command_line(__doc__ or "", PEERS, measure, run_peer)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,22 @@ _GOALS = {"llama": 1.3, "torch": 2.5}
 
 def main() -> None:
     """Measure every peer, or with --peer one, on the texts of standard input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line(__doc__ or "", PEERS, measure, run_peer)
+
+
+def command_line(
+    description: str,
+    peers: Sequence[str],
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    run_peer: Callable[[argparse.Namespace], None],
+) -> None:
+    """The command line of a benchmark over texts: `measure` is printed as JSON, `run_peer` is one peer's process."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build-dir", type=Path, default=llama_cpp.BUILD_DIR)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", choices=peers, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:

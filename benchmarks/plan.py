@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,9 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import job
+from benchmarks.job import REPOSITORY
 from benchmarks.llama_cpp import BUILD_DIR
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZERS = REPOSITORY.parent / "shared" / "data" / "tokenizers"
 PAGE = REPOSITORY / "docs" / "training-speed.md"
 _TABLE = re.compile(r"(?<=<!-- benchmarks/plan.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -94,19 +93,9 @@ def _rows(case: Case) -> list[dict[str, str]]:
     return [make[case.kind]() for _ in range(16)]
 
 
-def run_job(job: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+def run_job(what: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """What planning ("plan") or training ("train") has to say, and the peak memory of its process in bytes."""
-    command = [sys.executable, "-m", "benchmarks.plan", "--job", job, json.dumps(settings)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=log, env=environment)
-        assert process.stdout is not None
-        printed = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            log.seek(0)
-            sys.exit(f"{job} failed:\n{log.read().decode(errors='replace')[-3000:]}")
-    return json.loads(printed.splitlines()[-1]), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return job.run_job([sys.executable, "-m", "benchmarks.plan", "--job", what, json.dumps(settings)])
 
 
 def _job(what: str, text: str) -> None:

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.job import REPOSITORY
 from benchmarks.llama_cpp import BUILD_DIR
-from benchmarks.plan import REPOSITORY, gguf, qwen_0_5b, run_job
+from benchmarks.plan import gguf, qwen_0_5b, run_job
 
 DATA = REPOSITORY.parent / "shared" / "data" / "datasets" / "gsm8k"
 PAGE = REPOSITORY / "docs" / "training-on-gguf.md"

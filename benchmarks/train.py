@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.job import REPOSITORY, run_job
 from benchmarks.llama_cpp import BUILD_DIR
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"
 SHAPE = {
     "vocab_size": 151936,
@@ -91,19 +90,9 @@ def measure(work_dir: Path, names: tuple[str, ...], *, rounds: int) -> dict[str,
 
 def _run(python: str, job: str, work_dir: Path) -> dict[str, float]:
     """What `job` printed, and the peak memory of its process."""
-    command = [python, "-m", "benchmarks.train", "--job", job, str(work_dir)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=log, env=environment)
-        assert process.stdout is not None
-        printed = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            log.seek(0)
-            sys.exit(f"{job} failed:\n{log.read().decode(errors='replace')[-3000:]}")
-    result: dict[str, float] = json.loads(printed.splitlines()[-1])
+    result, peak = run_job([python, "-m", "benchmarks.train", "--job", job, str(work_dir)])
     if job != "evaluate":
-        result["peak_mib"] = round(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20)
+        result["peak_mib"] = round(peak / 2**20)
     return result
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgetune.engine.beam import BeamSearch, BeamSettings
 from edgetune.engine.protocol import FinishReason, Timings, TokenChoice
 from edgetune.engine.sampling import Sampling
+from edgetune.engine.stepping import Stepped
 from edgetune.errors import UsageError
 
 
@@ -33,7 +34,7 @@ class BeamRunner(Protocol):
         """The search has ended; what it took is freed."""
 
 
-class BeamGeneration:
+class BeamGeneration(Stepped):
     """See `protocol.Generation`."""
 
     def __init__(
@@ -64,7 +65,6 @@ class BeamGeneration:
         """Of each beam, the token that has to be evaluated."""
         self.logits: NDArray[np.float32] | None = None
         """What came of it: (beams, vocabulary), or the one row that all of them begin with."""
-        self.is_waiting = False
         """Whether it has to be evaluated before the next step."""
         self._engine, self._settings = engine, settings
         self._stop = [text for text in stop if text]
@@ -73,22 +73,8 @@ class BeamGeneration:
         self._evaluated = self._first = self._last = self._started
         self._steps = self._run()
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        while True:
-            if self.is_waiting:
-                self._engine.evaluate_beams([self])
-            if (text := self.step()) is not None:
-                return text
-
-    def step(self) -> str | None:
-        """The text, or None when it has to be evaluated first. Raises `StopIteration` at the end."""
-        self.is_waiting = False
-        text = next(self._steps)
-        self.is_waiting = text is None
-        return text
+    def _evaluate_alone(self) -> None:
+        self._engine.evaluate_beams([self])
 
     @property
     def source_tokens(self) -> int:

@@ -19,13 +19,14 @@ from edgetune.engine.protocol import Drafted, FinishReason, Timings, TokenChoice
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
 from edgetune.engine.speculation import Speculation
+from edgetune.engine.stepping import Stepped
 
 if TYPE_CHECKING:
     from edgetune.engine.cache import Slot
     from edgetune.engine.llama import LlamaEngine
 
 
-class LlamaGeneration:
+class LlamaGeneration(Stepped):
     """See `protocol.Generation`."""
 
     def __init__(
@@ -64,7 +65,6 @@ class LlamaGeneration:
         """Where the outputs for `pending` begin in the last evaluation."""
         self.slot: Slot | None = None
         """The sequence it runs on; none before the first evaluation and after the end."""
-        self.is_waiting = False
         """Whether `pending` has to be evaluated before the next step."""
         self.is_cancelled = False
         self._engine, self._sampler = engine, sampler
@@ -80,22 +80,8 @@ class LlamaGeneration:
         self._evaluated = self._first = self._last = self._started
         self._steps = self._run()
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        while True:
-            if self.is_waiting:
-                self._engine.evaluate([self])
-            if (text := self.step()) is not None:
-                return text
-
-    def step(self) -> str | None:
-        """More text, or None when `pending` has to be evaluated first. Raises `StopIteration` at the end."""
-        self.is_waiting = False
-        text = next(self._steps)
-        self.is_waiting = text is None
-        return text
+    def _evaluate_alone(self) -> None:
+        self._engine.evaluate([self])
 
     def close(self) -> None:
         """Stop here, as by the user; what was said so far stays."""
