@@ -23,10 +23,10 @@ TASKS: Registry[TaskClass] = Registry(
         "regression": "edgetune.training.tasks.labelled:RegressionTask",
         "embedding": "edgetune.training.tasks.embedding:EmbeddingTask",
         "seq2seq": "edgetune.training.tasks.seq2seq:Seq2SeqTask",
-        "dpo": "edgetune.training.tasks.preference:DpoTask",
-        "orpo": "edgetune.training.tasks.preference:OrpoTask",
-        "simpo": "edgetune.training.tasks.preference:SimpoTask",
-        "kto": "edgetune.training.tasks.preference:KtoTask",
+        "dpo": "edgetune.training.tasks.preference_pairs:DpoTask",
+        "orpo": "edgetune.training.tasks.preference_pairs:OrpoTask",
+        "simpo": "edgetune.training.tasks.preference_pairs:SimpoTask",
+        "kto": "edgetune.training.tasks.preference_verdicts:KtoTask",
     },
 )
 """Every known task."""
