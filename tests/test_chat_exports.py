@@ -1,4 +1,4 @@
-"""What was said becomes Markdown, training rows and preference pairs."""
+"""What was said becomes Markdown, training rows, preference pairs and verdicts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgetune.chat import Node, Session, Tree, open_session
-from edgetune.chat.exports import chat_rows, export, markdown, preference_pairs, voted_rows
+from edgetune.chat.exports import chat_rows, export, markdown, preference_pairs, verdict_rows, voted_rows
 from edgetune.chat.open_chat import OpenChat
 from edgetune.cli.main import run
 from edgetune.data.formats import detect_format
+from edgetune.data.preferences import preference_task
 from edgetune.errors import UsageError
 from tests.chats import do, fresh_chat, say
 from tests.checkpoints import write_checkpoint
@@ -62,11 +63,18 @@ def test_exports() -> None:
             "rejected": [{"role": "assistant", "content": "5"}],
         }
     ]
+    verdicts = verdict_rows(tree, system="S")
+    assert [(row["messages"][-1]["content"], row["label"]) for row in verdicts] == [
+        ("5", False),
+        ("4", True),
+        ("6", True),
+    ]
+    assert verdicts[0]["messages"][0] == {"role": "system", "content": "S"}
     text = markdown(tree.path(), title="Sums", system="Be\nright.")
     assert text.startswith("# Sums\n\n> Be\n> right.\n\n## You\n\nWhat is 2 + 2?\n\n## Model\n\n4\n")
     tree.add(Node("user", "unanswered", parent=tree.head))
     assert chat_rows(tree) == [{"messages": row["messages"][1:]}]
-    assert chat_rows(Tree()) == voted_rows(Tree()) == preference_pairs(Tree()) == []
+    assert chat_rows(Tree()) == voted_rows(Tree()) == preference_pairs(Tree()) == verdict_rows(Tree()) == []
     for exported in (row, four, six):
         found = detect_format(exported)
         assert found
@@ -75,12 +83,14 @@ def test_exports() -> None:
 
 def test_the_exported_rows_are_taken_by_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", "llama")
-    for kind in ("jsonl", "rows"):
+    for kind, count, task in (("jsonl", 1, "chat"), ("rows", 2, "chat"), ("pairs", 1, "dpo"), ("verdicts", 3, "kto")):
         path = tmp_path / f"{kind}.jsonl"
-        tree = _voted_tree()
-        assert export(path, tree, kind=kind, system="Be right.") == (1 if kind == "jsonl" else 2)
-        code = run(["train", "-m", str(checkpoint), "-d", str(path), "-o", str(tmp_path / "run"), "--dry-run"])
+        assert export(path, _voted_tree(), kind=kind, system="Be right.") == count  # type: ignore[arg-type]
+        code = run(
+            ["train", "-m", str(checkpoint), "-d", str(path), "-o", str(tmp_path / "run"), "--task", task, "--dry-run"]
+        )
         assert code == 0, capsys.readouterr().err
+        assert preference_task(json.loads(path.read_text().splitlines()[0])) == task.replace("chat", "")
 
 
 def test_export_by_command(chat: OpenChat, tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ def test_export_by_command(chat: OpenChat, tmp_path: Path) -> None:
     assert (tmp_path / "a.md").read_text().startswith("# hello\n")
     assert "edgetune train" in do(chat, f"/export {tmp_path / 'a.jsonl'}").text
     assert json.loads((tmp_path / "a.jsonl").read_text())["messages"][1]["content"] == node.content
-    for kind in ("rows", "pairs"):
+    for kind in ("rows", "pairs", "verdicts"):
         with pytest.raises(UsageError):
             do(chat, f"/export {kind} {tmp_path / 'b.jsonl'}")
         assert not (tmp_path / "b.jsonl").exists()

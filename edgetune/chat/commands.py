@@ -188,7 +188,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "vote",
         "up | down | off",
-        "Mark the last reply as good or bad, for /export rows and pairs.",
+        "Mark the last reply as good or bad, for /export rows, pairs and verdicts.",
         history_commands.vote,
         _first("up", "down", "off"),
     ),
@@ -201,7 +201,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "export",
         "[KIND] FILE",
-        "Write the chat as markdown or jsonl, or the replies that were voted on as rows or pairs.",
+        "Write the chat as markdown or jsonl, or the replies that were voted on as rows, pairs or verdicts.",
         session_commands.export_chat,
         _first(*session_commands.EXPORTS),
     ),

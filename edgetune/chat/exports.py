@@ -1,13 +1,13 @@
-"""What was said → files: Markdown for people, rows for training, preference pairs.
+"""What was said → files: Markdown for people, rows for training, preference pairs, verdicts.
 
-Rows are OpenAI chat rows, which `edgetune train` reads. Pairs are what preference training takes: `prompt` (messages),
-`chosen` and `rejected` (one message each). Reasoning is not part of either.
+Rows are OpenAI chat rows, which `edgetune train` reads. Pairs and verdicts are what preference training takes: `prompt`
+(messages), `chosen` and `rejected` (one message each), or `messages` and `label`. Reasoning is not part of any.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +15,23 @@ from edgetune.chat.tree import Node, Tree
 from edgetune.errors import UsageError
 from edgetune.paths import whole_file
 
-ExportKind = Literal["markdown", "jsonl", "rows", "pairs"]
+ExportKind = Literal["markdown", "jsonl", "rows", "pairs", "verdicts"]
 
 _SPEAKERS = {"user": "You", "assistant": "Model", "tool": "Tool", "system": "System"}
 
 
 def export(path: Path, tree: Tree, *, kind: ExportKind, title: str = "", system: str = "") -> int:
-    """Write `kind` of `tree` to `path`, whole or not at all; returns how many messages, rows or pairs there are.
+    """Write `kind` of `tree` to `path`, whole or not at all; returns how many messages or rows there are.
 
     "markdown" and "jsonl" are the current branch; "rows" the replies that were voted up or edited, on all branches;
-    "pairs" the preferred replies against those beside them. Raises `UsageError` when there is nothing of it.
+    "pairs" the preferred replies against those beside them, "verdicts" every reply found good or bad. Raises
+    `UsageError` when there is nothing of it.
     """
     if kind == "markdown":
         nodes = tree.path()
         text, count = markdown(nodes, title=title, system=system), len(nodes)
     else:
-        rows = {"jsonl": chat_rows, "rows": voted_rows, "pairs": preference_pairs}[kind](tree, system=system)
+        rows = _ROWS[kind](tree, system=system)
         text, count = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), len(rows)
     if not count:
         raise UsageError(_NOTHING[kind], hint="/vote up marks a reply, /edit puts a better one in its place.")
@@ -91,6 +92,17 @@ def preference_pairs(tree: Tree, *, system: str = "") -> list[dict[str, Any]]:
     ]
 
 
+def verdict_rows(tree: Tree, *, system: str = "") -> list[dict[str, Any]]:
+    """A row for each reply that was voted on or edited: what led to it, the reply, and whether it is wanted."""
+    replaced = {node.meta.get("edited_from") for node in _replies(tree)}
+    rows = []
+    for node in _replies(tree):
+        good = _is_preferred(node)
+        if good or node.meta.get("vote") == "down" or (node.id in replaced and not node.meta.get("vote")):
+            rows.append({**_row(tree.path(node.id), system), "label": good})
+    return rows
+
+
 def _replies(tree: Tree) -> Iterator[Node]:
     return (node for node in tree.nodes.values() if node.role == "assistant" and node.content.strip())
 
@@ -113,9 +125,17 @@ def _message(node: Node) -> dict[str, Any]:
     return {"role": node.role, "content": node.content, **node.meta.get("fields", {})}
 
 
+_ROWS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "jsonl": chat_rows,
+    "rows": voted_rows,
+    "pairs": preference_pairs,
+    "verdicts": verdict_rows,
+}
+
 _NOTHING: dict[str, str] = {
     "markdown": "Nothing was said yet.",
     "jsonl": "There is no reply yet.",
     "rows": "No reply was voted up or edited yet.",
     "pairs": "No reply was preferred to another one yet.",
+    "verdicts": "No reply was voted on or edited yet.",
 }

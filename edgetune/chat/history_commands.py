@@ -62,7 +62,7 @@ def vote(chat: OpenChat, arguments: str) -> Outcome:
     chat.conversation.vote(node.id, votes[arguments])
     if arguments == "off":
         return Outcome("The vote is taken back.")
-    return Outcome(f"Voted {arguments}. /export rows FILE and /export pairs FILE make training data of votes.")
+    return Outcome(f"Voted {arguments}. /export rows, pairs or verdicts FILE makes training data of votes.")
 
 
 def tool(chat: OpenChat, arguments: str) -> Outcome:

@@ -93,8 +93,8 @@ def export_chat(chat: OpenChat, arguments: str) -> Outcome:
     conversation = chat.conversation
     kind = kind or ("jsonl" if path.suffix in (".jsonl", ".json") else "markdown")
     count = export(path, conversation.tree, kind=kind, title=_title(chat), system=conversation.system)
-    what = {"markdown": "messages", "jsonl": "rows", "rows": "rows", "pairs": "pairs"}[kind]
-    note = f" Train on it: edgetune train -d {path}" if kind in ("jsonl", "rows") else ""
+    what = {"markdown": "messages", "pairs": "pairs", "verdicts": "verdicts"}.get(kind, "rows")
+    note = "" if kind == "markdown" else f" Train on it: edgetune train -d {path}"
     return Outcome(f"{count} {what if count != 1 else what.removesuffix('s')} in {path}.{note}")
 
 
