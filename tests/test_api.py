@@ -72,8 +72,9 @@ def test_an_encoder_decoder_answers_sources(tmp_path: Path, capsys: pytest.Captu
 
 def test_an_encoder_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = write_encoder(tmp_path / "bert", "bert", "ForSequenceClassification", overrides=LABELS)
-    made = edgetune.convert(str(directory), tmp_path / "bert.gguf", outtype="f16", verify=False)
+    made = edgetune.convert(directory, str(tmp_path / "bert.gguf"), outtype="f16", verify=False)
     assert made.report is None
+    assert edgetune.verify(str(directory), str(made.gguf.path)).passed
     assert made.gguf.path == tmp_path / "bert.gguf"
     vectors = said(capsys, "embed", str(made.gguf.path), "the fox", "hello", "-t", "1")
     labels = said(capsys, "classify", str(made.gguf.path), "the fox", "hello", "-t", "1", "--json")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 
 from edgetune.artifacts import Fingerprint, Gguf, ParityReport
@@ -35,15 +36,15 @@ class Converted:
 
 
 def convert(
-    source: str | None = None,
-    output: Path | None = None,
+    source: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
     *,
     outtype: str = "auto",
     quant: str | None = None,
-    merge: str | None = None,
+    merge: str | PathLike[str] | None = None,
     dequantized: bool = False,
-    base: str | None = None,
-    data: Path | None = None,
+    base: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | None = None,
     verify: bool = True,
     threads: int = 0,
     sink: Sink = ignore,
@@ -59,6 +60,8 @@ def convert(
     `UnsupportedError` says what GGUF cannot hold, and the way out; `UsageError` what makes no sense together.
     """
     started = time.monotonic()
+    source, merge, base = (None if one is None else fspath(one) for one in (source, merge, base))
+    output = None if output is None else Path(output)
     with ExitStack() as stack:
         if dequantized:
             job = plan_dequantized(
@@ -70,7 +73,7 @@ def convert(
         _tell_of_four_bits(job, sink)
         gguf = _export(job, unproven, threads=threads, sink=sink)
         seconds = round(time.monotonic() - started, 2)
-        report = _verify(job, gguf, data=data, sink=sink) if verify else None
+        report = _verify(job, gguf, data=Path(data) if data else None, sink=sink) if verify else None
         unproven.replace(job.out_path)
     register(job.out_path)
     return Converted(job, replace(gguf, path=job.out_path), report, seconds)

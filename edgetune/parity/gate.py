@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 from edgetune.artifacts import LogitsParity, ParityCheck, ParityReport
@@ -19,13 +20,13 @@ from edgetune.parity.torch_model import TorchModel, parameter_count
 
 
 def verify(
-    base_dir: Path,
-    gguf_path: Path,
+    base_dir: str | PathLike[str],
+    gguf_path: str | PathLike[str],
     *,
-    adapter_dir: Path | None = None,
-    lora_path: Path | None = None,
+    adapter_dir: str | PathLike[str] | None = None,
+    lora_path: str | PathLike[str] | None = None,
     merged: bool = False,
-    data_path: Path | None = None,
+    data_path: str | PathLike[str] | None = None,
     sink: Sink = ignore,
 ) -> ParityReport:
     """Compare the checkpoint `base_dir` (with PEFT's `adapter_dir`) with `gguf_path` (with `lora_path` on it).
@@ -33,6 +34,8 @@ def verify(
     `merged`: the GGUF holds base and adapter in one. `data_path`: held-out rows of it are what is predicted. A failed
     check is in the report; raises only when a file cannot be read or the arguments make no sense.
     """
+    base_dir, gguf_path = Path(base_dir), Path(gguf_path)
+    adapter_dir, lora_path, data_path = (Path(one) if one else None for one in (adapter_dir, lora_path, data_path))
     _check_arguments(adapter_dir, lora_path, merged)
     header = read_gguf_header(gguf_path)
     lora = read_gguf_header(lora_path) if lora_path else None
