@@ -9,7 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun, Step
-from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, grouped, number, percent, readable, visible
+from edgetune.explain.words import (
+    ADDED_BEFORE_NORM,
+    LABEL_STEPS,
+    POOLED,
+    STEPS,
+    grouped,
+    number,
+    percent,
+    readable,
+    visible,
+)
 
 _BAR = 12
 _NAME = 18
@@ -143,6 +153,8 @@ def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun], writ
             cells += [guess, number(other.lens.kl_from_base)]
         table.add_row(*cells)
     console.print(table)
+    if parts and runs[0].blocks[0].is_normed:
+        console.print(ADDED_BEFORE_NORM, style="dim")
 
 
 def _best(block: BlockRun) -> int | None:

@@ -92,7 +92,7 @@ def _follow(
         told.notes.append("Where this model's blocks are is not known.")
     if len(attention) != len(states):
         attention = [None] * len(states)
-    work = Work(encoded, Seen.of(blocks.embedded, states), states, attention, _pooling(backend), heard)
+    work = Work(encoded, Seen.of(blocks.embedded, states), states, attention, _pooling(backend), heard, blocks.added)
     vocabulary = load_vocabulary(transformer_dir(backend.profile.path), model.config.to_dict(), eog_ids=frozenset())
     assert isinstance(vocabulary, JsonTokenizer), "encoders without tokenizer files are refused above"
     return build_run(encoder, work, result, vocabulary, labelled, specs)

@@ -311,7 +311,7 @@ def _stack(
     states = blocks.after
     seen = Seen.of(blocks.embedded, states)
     own, cross = _maps(attention, len(states)), _maps(across, len(states))
-    runs = block_runs(seen, states, own, guesses, across=cross, position=position)
+    runs = block_runs(seen, states, own, guesses, across=cross, added=blocks.added, position=position)
     return StackRun(name, tokens_of(vocabulary, ids, seen), runs, stacked(own), stacked(cross))
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.explain.checkpoint_parts import Watch
+from edgetune.explain.parts import Added
+
 States = NDArray[np.float32]
 
 
@@ -23,6 +26,7 @@ class BlockStates:
     def __init__(self, blocks: Sequence[Any]) -> None:
         """`blocks` are modules that take and give hidden states, (1, tokens, hidden), in a tuple or by themselves."""
         self._blocks = list(blocks)
+        self._watch = Watch(blocks)
         self._given: list[Any] = []
         self._first: Any = None
 
@@ -37,6 +41,7 @@ class BlockStates:
             self._given.append(output)
 
         with ExitStack() as hooks:
+            hooks.enter_context(self._watch.on())
             for block in self._blocks:
                 hooks.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
             yield
@@ -50,6 +55,11 @@ class BlockStates:
     def after(self) -> list[States]:
         """The state after each block, (tokens, hidden)."""
         return [_numbers(_state(output)) for output in self._given]
+
+    @property
+    def added(self) -> list[Added | None]:
+        """What the parts of each block added; None of one whose parts are not known."""
+        return self._watch.added
 
     def heard(self, run: Callable[[], States]) -> list[States]:
         """What `run` gives if the model ends after each block, the last one included."""

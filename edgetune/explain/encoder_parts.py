@@ -14,7 +14,7 @@ from edgetune.engine.encoder_tokens import Encoded
 from edgetune.engine.protocol import LoraSpec
 from edgetune.explain.labels import Labelled, token_effects
 from edgetune.explain.page import Run, StackRun
-from edgetune.explain.parts import Told, Vocabulary, block_runs, check_length, run_name, stacked, tokens_of
+from edgetune.explain.parts import Added, Told, Vocabulary, block_runs, check_length, run_name, stacked, tokens_of
 from edgetune.explain.seen import Seen
 from edgetune.head import Pooling
 
@@ -37,6 +37,8 @@ class Work:
     """What the head, or the vector, is made of."""
     heard: Callable[[States], States | None] = field(repr=False)
     """The head's outputs → what the head makes of the state after each block, (blocks, outputs)."""
+    added: Sequence[Added | None] = ()
+    """What the parts of each block did, where that is known without `seen`."""
 
 
 def read_text(encoder: Encoder, prompt: str, told: Told) -> Encoded:
@@ -78,7 +80,8 @@ def build_run(
         answer = labelled.answer(head, logits)
         # Control tokens are not the text's own, and stay.
         answer["effects"] = token_effects(head, logits, encoder.score_ids, ids, [one.control for one in tokens])
-    blocks = block_runs(work.seen, work.states, work.attention, guesses, position=_POSITIONS.get(pooling, -1))
+    place = _POSITIONS.get(pooling, -1)
+    blocks = block_runs(work.seen, work.states, work.attention, guesses, added=work.added, position=place)
     name = "encoder" if profile.is_encoder else "decoder"
     stack = StackRun(name, tokens, blocks, stacked(work.attention))
     return Run(name=run_name(specs), stacks=(stack,), pooling=pooling, **answer)

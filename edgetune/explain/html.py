@@ -13,7 +13,7 @@ from math import prod
 
 from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun
 from edgetune.explain.widgets import attention_maps, bar, rope_dials, sampler
-from edgetune.explain.words import LABEL_STEPS, POOLED, STEPS, number, percent, readable, visible
+from edgetune.explain.words import ADDED_BEFORE_NORM, LABEL_STEPS, POOLED, STEPS, number, percent, readable, visible
 
 
 def page(explanation: Explanation) -> str:
@@ -173,7 +173,8 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
     titles += [f"it would say now ({names[0]})"] if speaks else []
     titles += [f"({names[-1]})", "KL from the base"] if compared else []
     head = "".join(f"<th>{title}" for title in titles)
-    return f"<h3>Block by block</h3><div class=s><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    note = f"<p class=dim>{ADDED_BEFORE_NORM}</p>" if runs[0].blocks and runs[0].blocks[0].is_normed else ""
+    return f"<h3>Block by block</h3>{note}<div class=s><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _best(block: BlockRun) -> int | None:

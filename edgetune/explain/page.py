@@ -139,6 +139,8 @@ class BlockRun:
     """The same of the decoder's attention to the source."""
     mlp_share: float | None = None
     """The same of the feed-forward part."""
+    is_normed: bool = False
+    """Whether a norm follows each of these additions, as in BERT; the shares are of what was added before it."""
     lens: Lensed = Lensed()
     attends_to: tuple[float, ...] = ()
     """How much the last position looks at each token, the mean over heads."""

@@ -26,6 +26,17 @@ MOST_GUESSED = 64
 States = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Added:
+    """What the parts of one block added, each as a share of the state it was added to; the mean over tokens."""
+
+    attention: float | None = None
+    mlp: float | None = None
+    cross: float | None = None
+    is_normed: bool = False
+    """Whether a norm follows each addition, as in BERT."""
+
+
 @dataclass
 class Told:
     """What following a prompt gives."""
@@ -88,21 +99,24 @@ def block_runs(
     guesses: Sequence[Lensed],
     *,
     across: Sequence[States | None] = (),
+    added: Sequence[Added | None] = (),
     position: int = -1,
 ) -> tuple[BlockRun, ...]:
-    """What each block did, from the `states` after each and its attention; `position` is whose attention is told."""
+    """What each block did, from the `states` after each and its attention.
+
+    `added` is what its parts did, where that is known without `seen`; `position` is whose attention is told.
+    """
     blocks, before = [], seen.embedded()
     for layer, after in enumerate(states):
-        middle = seen.states(f"ffn_inp-{layer}", f"sa_out-{layer}")
-        crossed = seen.states(f"cross_inp-{layer}")
-        attended = middle if crossed is None else crossed
+        shares = (added[layer] or Added()) if added else _added_in(seen, layer, before, after)
         looks, looks_across = attention[layer], across[layer] if across else None
         blocks.append(
             BlockRun(
                 norm=float(np.linalg.norm(after, axis=-1).mean()),
-                attention_share=share(before, _added(before, attended, seen.last(f"kqv_out-{layer}"))),
-                cross_share=share(crossed, _added(crossed, middle)),
-                mlp_share=share(middle, _added(middle, after, seen.last(f"ffn_out-{layer}"))),
+                attention_share=shares.attention,
+                cross_share=shares.cross,
+                mlp_share=shares.mlp,
+                is_normed=shares.is_normed,
                 attends_to=tuple(looks[:, position].mean(0).tolist()) if looks is not None else (),
                 attends_across=tuple(looks_across[:, -1].mean(0).tolist()) if looks_across is not None else (),
                 lens=guesses[layer] if guesses else Lensed(),
@@ -112,10 +126,23 @@ def block_runs(
     return tuple(blocks)
 
 
-def _added(before: States | None, after: States | None, added: States | None = None) -> States | None:
-    """What a part of a block added: what the graph says, else the difference it made."""
-    if added is not None:
-        return added
+def _added_in(seen: Seen, layer: int, before: States | None, after: States) -> Added:
+    """What the parts of a block in llama.cpp's graph added to the state `before` it."""
+    middle = seen.states(f"ffn_inp-{layer}", f"sa_out-{layer}")
+    crossed = seen.states(f"cross_inp-{layer}")
+    told = seen.last(f"kqv_out-{layer}"), seen.last(f"ffn_out-{layer}")
+    attended = _change(before, middle if crossed is None else crossed)
+    changed = _change(middle, after)
+    return Added(
+        attention=share(before, attended if told[0] is None else told[0]),
+        cross=share(crossed, _change(crossed, middle)),
+        mlp=share(middle, changed if told[1] is None else told[1]),
+        # A norm makes the change another than what the graph says was added.
+        is_normed=told[1] is not None and changed is not None and not np.allclose(told[1], changed, atol=1e-2),
+    )
+
+
+def _change(before: States | None, after: States | None) -> States | None:
     return after - before if before is not None and after is not None else None
 
 

@@ -18,6 +18,8 @@ POOLED = {
 }
 """What a pooling does."""
 
+ADDED_BEFORE_NORM = "A norm follows each addition in these blocks; told is what is added before it."
+
 _NAMED = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
