@@ -122,6 +122,8 @@ def split_control(rendered: Rendered, control_tokens: Iterable[str]) -> list[tup
 
 def _whole_end(rendered: Rendered, begin: int, longest_end: int, tokens: frozenset[str]) -> int:
     """Where the longest control token that begins at `begin` and that no cut divides ends; `begin` when none does."""
+    if not rendered.cuts:
+        return longest_end
     cut = min((cut for cut in rendered.cuts if begin < cut < longest_end), default=longest_end)
     return next((end for end in range(cut, begin, -1) if rendered.text[begin:end] in tokens), begin)
 
@@ -132,9 +134,7 @@ class _Shield:
     def __init__(self, control_tokens: frozenset[str], mark: str) -> None:
         self.mark = mark
         self.pattern = _control_pattern(control_tokens)
-        self.heads = {token[:n] for token in control_tokens for n in range(1, len(token))}
-        self.tails = {token[n:] for token in control_tokens for n in range(1, len(token))}
-        self.longest = max((len(token) for token in control_tokens), default=0)
+        self.heads, self.tails = _edges(control_tokens)
 
     def message(self, message: Message) -> dict[str, Any]:
         return {key: value if key == "role" else self.value(value) for key, value in message.items()}
@@ -158,8 +158,8 @@ class _Shield:
         # A mark at an edge stands inside the white space there, which a template may trim away to join two texts.
         inner = text.strip()
         lead = text[: len(text) - len(text.lstrip())]
-        opens = any(inner[-n:] in self.heads for n in range(1, min(self.longest, len(inner) + 1)))
-        closes = any(inner[:n] in self.tails for n in range(1, min(self.longest, len(inner) + 1)))
+        opens = inner.endswith(self.heads.get(inner[-1:], ()))
+        closes = inner.startswith(self.tails.get(inner[:1], ()))
         broken, position = [], 0
         while match := self.pattern.search(inner, position):
             broken.append(inner[position : match.start() + 1] + self.mark)
@@ -181,9 +181,12 @@ def _unmark(marked: str, mark: str) -> Rendered:
 
 def unused_character(*texts: str) -> str:
     """A private-use character that none of `texts` contains, nor its escape in JSON."""
-    used = set().union(*texts)
-    unused = (character for character in map(chr, _PRIVATE_USE) if character not in used)
-    return next(character for character in unused if not any(_escaped(character) in text for text in texts))
+    unused = (
+        character
+        for character in map(chr, _PRIVATE_USE)
+        if not any(character in text or _escaped(character) in text for text in texts)
+    )
+    return next(unused)
 
 
 def _escaped(character: str) -> str:
@@ -194,6 +197,21 @@ def _escaped(character: str) -> str:
 def _control_pattern(control_tokens: frozenset[str]) -> re.Pattern[str] | None:
     longest_first = sorted(filter(None, control_tokens), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+_ByCharacter = Mapping[str, tuple[str, ...]]
+
+
+@lru_cache(maxsize=8)
+def _edges(control_tokens: frozenset[str]) -> tuple[_ByCharacter, _ByCharacter]:
+    """What a control token can begin with, by its last character, and end with, by its first."""
+    heads, tails = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
+    cuts = [(token[:at], token[at:]) for token in control_tokens for at in range(1, len(token))]
+    for head in {head for head, _ in cuts}:
+        heads[head[-1]] = (*heads.get(head[-1], ()), head)
+    for tail in {tail for _, tail in cuts}:
+        tails[tail[0]] = (*tails.get(tail[0], ()), tail)
+    return heads, tails
 
 
 @lru_cache(maxsize=8)

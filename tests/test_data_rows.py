@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from edgetune.data import Dataset, held_out_ids, read_dataset, tokenize
+from edgetune.data import Dataset, Masker, held_out_ids, read_dataset, tokenize
 from edgetune.data.formats import Conversation, Document, Example, Pair
 from edgetune.data.sources import BadRow, Row, iter_rows
 from edgetune.data.tokenizer import load_tokenizer
 from edgetune.errors import DataError, UsageError
-from edgetune.events import Event, Notice
+from edgetune.events import Event, Notice, Progress
 from tests.checkpoints import build_bpe_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fox"}]}
@@ -256,6 +256,52 @@ def test_truncated_and_dropped_sequences_are_counted(tmp_path: Path) -> None:
     split = tokenize(read(path), tokenizer, max_length=40, sink=said.append)["train"]
     assert (len(split.sequences), split.truncated, split.dropped) == (2, 2, 1)
     assert any(isinstance(event, Notice) and "2 of 3 sequences cut at 40" in event.text for event in said)
+
+
+@pytest.mark.parametrize("task", ["chat", "completion"])
+def test_many_rows_encoded_together_are_those_encoded_one_by_one(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setattr("edgetune.data.dataset._ROWS_TOGETHER", 4)
+    build_bpe_tokenizer().save_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
+    texts = ["fox", "the <|im_end|> dog", "", " lazy\n\n", "jumps <|im_start|>assistant", "the " * 30]
+    rows = [{"prompt": f"over {n} {texts[n % 6]}", "completion": f"{texts[n % 5] or 'brown'} {n}"} for n in range(23)]
+    said: list[Event] = []
+    dataset = read(write_rows(tmp_path / "a.jsonl", rows), task=task)
+    split = tokenize(dataset, tokenizer, max_length=56, sink=said.append)["train"]
+    masker = Masker(tokenizer, 56)
+    alone = [sequence.cut(56) for _, example in dataset.examples["train"] for sequence in masker.sequences(example)]
+    kept = [sequence for sequence in alone if sequence.learned[1:].any()]
+    assert len(kept) == len(split.sequences) > 15
+    for one, other in zip(split.sequences, kept, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.learned.tolist() == other.learned.tolist()
+    assert split.rows_of == [n for n, sequence in enumerate(alone) if sequence.learned[1:].any()]
+    assert [event.done for event in said if isinstance(event, Progress)] == [4, 8, 12, 16, 20, 23]
+
+
+def test_a_row_that_the_template_refuses_is_named_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune.data.dataset._ROWS_TOGETHER", 3)
+    build_bpe_tokenizer().save_pretrained(tmp_path / "model")
+    template = (
+        "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('never') }}{% endif %}"
+        "{{ m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    tokenizer = load_tokenizer(tmp_path / "model", chat_template=template)
+    path = write_rows(tmp_path / "a.jsonl", [_asked("no" if n in (4, 5, 10) else "yes") for n in range(12)])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 5: .*never"):
+        tokenize(read(path), tokenizer, max_length=40)
+    split = tokenize(read(path, skip_bad_rows=True), tokenizer, max_length=40)["train"]
+    assert split.rows_of == [0, 1, 2, 3, 6, 7, 8, 9, 11]
+    assert split.rows == 9
+
+
+def _asked(question: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "fox"}]}
 
 
 def test_held_out_rows_come_from_the_validation_file(tmp_path: Path) -> None:

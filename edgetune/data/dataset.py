@@ -6,7 +6,9 @@ does. Says what it found through a sink; shuffling and batching belong to traini
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
@@ -237,25 +239,49 @@ def _tokenize_split(
     sequences: list[Tokenized] = []
     rows_of: list[int] = []
     truncated = dropped = used = 0
-    for number, (place, example) in enumerate(rows, 1):
-        try:
-            made = masker.sequences(example)
-        except RowError as error:
-            skipped.add(place, str(error))
-            continue
-        used += 1
-        for sequence in made:
-            truncated += len(sequence.ids) > masker.max_length
-            sequence = sequence.cut(masker.max_length)
-            # A token can only be learned where another one comes before it.
-            if sequence.learned[1:].any():
-                sequences.append(sequence)
-                rows_of.append(number - 1)
-            else:
-                dropped += 1
-        if number % 500 == 0 or number == len(rows):
-            sink(Progress("tokenize", number, len(rows), "rows", name))
+    for numbers, made, done in _encoded(rows, masker, skipped):
+        used += len(numbers)
+        for number, row in zip(numbers, made, strict=True):
+            for sequence in row:
+                truncated += len(sequence.ids) > masker.max_length
+                sequence = sequence.cut(masker.max_length)
+                # A token can only be learned where another one comes before it.
+                if sequence.learned[1:].any():
+                    sequences.append(sequence)
+                    rows_of.append(number)
+                else:
+                    dropped += 1
+        sink(Progress("tokenize", done, len(rows), "rows", name))
     return Split(sequences, used, truncated, dropped, rows_of)
+
+
+_ROWS_TOGETHER = 500
+"""Rows whose texts are encoded together, on all cores, while the next ones are rendered."""
+
+
+def _encoded(
+    rows: Sequence[tuple[str, Example]], masker: Masker, skipped: Skipped
+) -> Iterator[tuple[list[int], list[list[Tokenized]], int]]:
+    """For one stretch of rows after another: usable rows' numbers, what each of them became, and how far it goes."""
+    # Else `tokenizers` would write a warning into every process that is started from now on.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    with ThreadPoolExecutor(1) as encoder:
+        before: tuple[list[int], Future[list[list[Tokenized]]], int] | None = None
+        for begin in range(0, len(rows), _ROWS_TOGETHER):
+            numbers, drafts = [], []
+            end = min(begin + _ROWS_TOGETHER, len(rows))
+            for number, (place, example) in enumerate(rows[begin:end], begin):
+                try:
+                    drafts.append(masker.draft(example))
+                except RowError as error:
+                    skipped.add(place, str(error))
+                    continue
+                numbers.append(number)
+            if before is not None:
+                yield before[0], before[1].result(), before[2]
+            before = numbers, encoder.submit(masker.encode, drafts), end
+        if before is not None:
+            yield before[0], before[1].result(), before[2]
 
 
 class _Known(Protocol):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgetune.data.formats import Conversation, Document, Pair
 from edgetune.data.messages import RowError
-from edgetune.data.tokenizer import TextTokenizer
+from edgetune.data.tokenizer import Text, TextTokenizer
 from edgetune.errors import UsageError
 from edgetune.template import ChatTemplate, Message, Rendered, split_control, unused_character
 
@@ -58,6 +58,22 @@ class Tokenized:
         return self if len(self.ids) <= length else Tokenized(self.ids[:length], self.learned[:length])
 
 
+_Rendering = tuple[Rendered, list[tuple[int, int]]]
+"""A conversation as far as its last reply, and where the replies in it are."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An example before its texts are encoded, which is done for many at a time."""
+
+    renderings: Sequence[_Rendering] = ()
+    """Of a conversation."""
+    texts: Sequence[Text] = ()
+    """Of a pair, its prompt and its completion; or a document."""
+    windowed: bool = False
+    """Whether it is a document."""
+
+
 @dataclass
 class Masker:
     """Turns examples into sequences with one tokenizer and, for conversations, its chat template."""
@@ -70,39 +86,58 @@ class Masker:
 
     def sequences(self, example: Conversation | Pair | Document) -> list[Tokenized]:
         """The training sequences of one example. Raises `RowError` when the template cannot render it."""
+        return self.encode([self.draft(example)])[0]
+
+    def draft(self, example: Conversation | Pair | Document) -> Draft:
+        """What is to be encoded for one example. Raises `RowError` when the template cannot render it."""
         if isinstance(example, Conversation):
-            return self._conversation(example)
-        return [self._pair(example)] if isinstance(example, Pair) else self._document(example)
+            return Draft(renderings=self._conversation(example))
+        if isinstance(example, Document):
+            return Draft(texts=(Text(example.text, first=True),), windowed=True)
+        return Draft(texts=(Text(example.prompt, first=True), Text(example.completion, True, bool(example.prompt))))
 
-    def _pair(self, pair: Pair) -> Tokenized:
-        prompt = self.tokenizer.encode(pair.prompt)
-        if pair.prompt:
-            completion = self.tokenizer.encode_continuation(pair.completion)
-        else:
-            completion = self.tokenizer.encode(pair.completion, add_special=False)
-        return _sequence([(prompt, False), ([*completion, *self._eos()], True)])
+    def encode(self, drafts: Sequence[Draft]) -> list[list[Tokenized]]:
+        """The training sequences of each of `drafts`, in their order."""
+        renderings = [found for draft in drafts for found in draft.renderings]
+        splits = [_splits(*found) for found in renderings]
+        items = [(rendered, at) for (rendered, _), at in zip(renderings, splits, strict=True)]
+        parts = iter(zip(renderings, splits, self.tokenizer.encode_all_parts(items), strict=True))
+        texts = iter(self.tokenizer.encode_texts([text for draft in drafts for text in draft.texts]))
 
-    def _document(self, document: Document) -> list[Tokenized]:
-        prefix = list(self.tokenizer.prefix_ids)
-        ids = [*self.tokenizer.encode(document.text, add_special=False), *self._eos()]
+        def finish(draft: Draft) -> list[Tokenized]:
+            if draft.windowed:
+                return self._windows(next(texts))
+            if draft.texts:
+                prompt = [*self.tokenizer.prefix_ids, *next(texts)]
+                return [_sequence([(prompt, False), ([*next(texts), *self._eos()], True)])]
+            return [self._conversed(*next(parts)) for _ in draft.renderings]
+
+        return [finish(draft) for draft in drafts]
+
+    def _windows(self, ids: list[int]) -> list[Tokenized]:
+        prefix, ids = list(self.tokenizer.prefix_ids), [*ids, *self._eos()]
         window = max(1, self.max_length - len(prefix))
         return [_sequence([(prefix, False), (ids[at : at + window], True)]) for at in range(0, len(ids), window)]
+
+    def _conversed(self, rendering: _Rendering, splits: Sequence[int], parts: Sequence[list[int]]) -> Tokenized:
+        starts = {start for start, _ in rendering[1]}
+        return _sequence([(ids, begin in starts) for ids, begin in zip(parts, [0, *splits], strict=True)])
 
     def _eos(self) -> list[int]:
         return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
 
-    def _conversation(self, conversation: Conversation) -> list[Tokenized]:
+    def _conversation(self, conversation: Conversation) -> list[_Rendering]:
         template = self.tokenizer.chat_template
         assert template is not None
         renderer = _Renderer(template, conversation)
-        sequences: list[tuple[Rendered, list[tuple[int, int]]]] = []
+        sequences: list[_Rendering] = []
         for turn in reversed([i for i, learned in enumerate(conversation.learned) if learned]):
             rendered, region = self._reply(renderer, turn)
             if sequences and _continues(sequences[-1][0], rendered, region[1]):
                 sequences[-1][1].insert(0, region)
             else:
                 sequences.append((rendered, [region]))
-        return [self._encode(rendered, regions) for rendered, regions in reversed(sequences)]
+        return sequences[::-1]
 
     def _reply(self, renderer: _Renderer, turn: int) -> tuple[Rendered, tuple[int, int]]:
         """The rendering that ends with message `turn`, and where its reply starts and ends in it."""
@@ -188,14 +223,18 @@ class Masker:
             self._note("The chat template leaves out the definitions of the tools.")
 
     def _end(self, rendered: Rendered, start: int) -> int | None:
-        ends = {text for text, index in self.tokenizer.control_ids.items() if index in self.tokenizer.eog_ids}
-        ends.add(self._turn_end)
         position = 0
-        for text, is_control in split_control(rendered, self.tokenizer.control_ids):
+        for text, is_control in split_control(rendered, self.tokenizer.control_texts):
             position += len(text)
-            if is_control and position > start and text in ends:
+            if is_control and position > start and text in self._ends:
                 return position
         return None
+
+    @cached_property
+    def _ends(self) -> set[str]:
+        """Control tokens that end a reply."""
+        known = {text for text, index in self.tokenizer.control_ids.items() if index in self.tokenizer.eog_ids}
+        return {*known, self._turn_end}
 
     @cached_property
     def _turn_end(self) -> str:
@@ -206,15 +245,8 @@ class Masker:
             text = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]).text
         except UsageError:
             return ""
-        pieces = split_control(Rendered(text.rpartition(_MARK)[2]), self.tokenizer.control_ids)
+        pieces = split_control(Rendered(text.rpartition(_MARK)[2]), self.tokenizer.control_texts)
         return next((text for text, is_control in pieces if is_control), "")
-
-    def _encode(self, rendered: Rendered, regions: list[tuple[int, int]]) -> Tokenized:
-        splits = sorted({at for region in regions for at in region if 0 < at < len(rendered.text)})
-        parts = self.tokenizer.encode_parts(rendered, splits)
-        starts = {start for start, _ in regions}
-        begins = [0, *splits]
-        return _sequence([(ids, begin in starts) for ids, begin in zip(parts, begins, strict=True)])
 
     def _note(self, text: str) -> None:
         self.notes.setdefault(text)
@@ -368,6 +400,11 @@ def _with_argument_text(messages: Sequence[Message]) -> tuple[Message, ...]:
         else message
         for message in messages
     )
+
+
+def _splits(rendered: Rendered, regions: Sequence[tuple[int, int]]) -> list[int]:
+    """Where the replies of a rendering begin and end inside it."""
+    return sorted({at for region in regions for at in region if 0 < at < len(rendered.text)})
 
 
 def _sequence(parts: Sequence[tuple[list[int], bool]]) -> Tokenized:

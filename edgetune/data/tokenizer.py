@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,16 @@ class Whole:
     """Whether something was left out to fit."""
 
 
+class Text(NamedTuple):
+    """A stretch of text to be encoded by itself."""
+
+    text: str
+    first: bool = False
+    """Whether it stands at the very start."""
+    continues: bool = False
+    """Whether it goes on from other text: nothing is put in front of it."""
+
+
 @dataclass(frozen=True)
 class TextTokenizer:
     """Text → token ids, equal to what Hugging Face makes of it unless a message spells a control token."""
@@ -54,7 +64,7 @@ class TextTokenizer:
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Ids of `text`; all of it is text, also where it spells a control token. `add_special` puts BOS in front."""
-        ids = self._encode_text(text, first=True, continues=False)
+        (ids,) = self.encode_texts([Text(text, first=True)])
         return [*self.prefix_ids, *ids] if add_special else ids
 
     def encode_whole(self, first: str, second: str | None = None, *, max_length: int) -> Whole:
@@ -79,7 +89,7 @@ class TextTokenizer:
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of `text` that directly continues other text: nothing is put in front of it."""
-        return self._encode_text(text, first=False, continues=True)
+        return self.encode_texts([Text(text, continues=True)])[0]
 
     def encode_rendered(self, rendered: Rendered) -> list[int]:
         """Ids of a rendered template: its own control tokens are parsed, those that messages spell are not."""
@@ -90,26 +100,49 @@ class TextTokenizer:
 
         No token spans a split: the ids before it are exactly those of the text before it.
         """
-        if rendered.cuts:
-            return self._encode_pieces(rendered, splits)
+        return self.encode_all_parts([(rendered, splits)])[0]
+
+    def encode_all_parts(self, items: Sequence[tuple[Rendered, Sequence[int]]]) -> list[list[list[int]]]:
+        """`encode_parts` of each of `items`, on as many cores as there are."""
+        found = self._encode_pieces(items)
+        uncut = [index for index, (rendered, _) in enumerate(items) if not rendered.cuts]
+        wholes = _encode_batch(self.backend, [items[index][0].text for index in uncut])
+        odd = []
+        for index, ids in zip(uncut, wholes, strict=True):
+            if not items[index][1]:
+                found[index] = [ids]
+            elif [*chain.from_iterable(found[index])] != ids:
+                odd.append((index, ids))
+        unsplit = self._encode_pieces([(items[index][0], ()) for index, _ in odd])
+        for (index, ids), pieces in zip(odd, unsplit, strict=True):
+            if pieces[0] != ids:
+                found[index] = self._own_parts(*items[index])
+        return found
+
+    def _own_parts(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
+        """With a tokenizer whose pieces do not add up (e.g. it normalises across control tokens): its own ids."""
         whole = self.backend.encode(rendered.text, add_special_tokens=False)
-        if not splits:
-            return [list(whole.ids)]
-        parts = self._encode_pieces(rendered, splits)
-        same = [*chain.from_iterable(parts)] == whole.ids
-        if same or self._encode_pieces(rendered, ())[0] == whole.ids:
-            return parts
-        # A tokenizer whose pieces do not add up (e.g. it normalises across control tokens): keep its own ids.
-        parts = [[] for _ in range(len(splits) + 1)]
+        parts: list[list[int]] = [[] for _ in range(len(splits) + 1)]
         for index, (begin, _) in zip(whole.ids, whole.offsets, strict=True):
             parts[bisect_right(splits, begin)].append(index)
         return parts
 
-    def _encode_pieces(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
-        parts: list[list[int]] = [[]]
+    def _encode_pieces(self, items: Sequence[tuple[Rendered, Sequence[int]]]) -> list[list[list[int]]]:
+        """Each rendering's control tokens and the texts between them, apart at its splits."""
+        pieces = [self._pieces(*item) for item in items]
+        every = chain.from_iterable(chain.from_iterable(pieces))
+        ids = iter(self.encode_texts([piece for piece in every if isinstance(piece, Text)]))
+
+        def flat(part: Sequence[int | Text]) -> list[int]:
+            return [*chain.from_iterable((piece,) if isinstance(piece, int) else next(ids) for piece in part)]
+
+        return [[flat(part) for part in parts] for parts in pieces]
+
+    def _pieces(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int | Text]]:
+        parts: list[list[int | Text]] = [[]]
         waiting = list(splits)
         position, strip_next = 0, False
-        pieces = split_control(rendered, self.control_ids)
+        pieces = split_control(rendered, self.control_texts)
         for index, (text, is_control) in enumerate(pieces):
             end = position + len(text)
             if is_control:
@@ -122,27 +155,27 @@ class TextTokenizer:
                 left = self._strips.get(pieces[index + 1][0], (False, False))[0] if index + 1 < len(pieces) else False
                 begin = position + (len(text) - len(text.lstrip()) if strip_next else 0)
                 stop = end - (len(text) - len(text.rstrip()) if left else 0)
-                self._encode_piece(rendered.text, (begin, max(begin, stop)), waiting, parts, first=position == 0)
+                _split_text(rendered.text, (begin, max(begin, stop)), waiting, parts, first=position == 0)
                 strip_next = False
             position = end
         return parts + [[] for _ in waiting]
 
-    def _encode_piece(
-        self, text: str, span: tuple[int, int], waiting: list[int], parts: list[list[int]], *, first: bool
-    ) -> None:
-        begin, end = span
-        continues = False
-        while begin < end:
-            while waiting and waiting[0] <= begin:
-                waiting.pop(0)
-                parts.append([])
-            stop = min(end, waiting[0]) if waiting else end
-            parts[-1].extend(self._encode_text(text[begin:stop], first=first, continues=continues))
-            begin, continues = stop, True
+    def encode_texts(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Ids of each of `texts`, all of them text; those that come again are encoded once."""
+        known: dict[Text, list[int]] = {text: [] for text in texts}
+        by_variant: dict[str, list[Text]] = {}
+        for text in (text for text in known if text.text):
+            variant = "_continuing" if text.continues else "_starting" if text.first else "_following"
+            by_variant.setdefault(variant, []).append(text)
+        for variant, mine in by_variant.items():
+            ids = _encode_batch(getattr(self, variant), [text.text for text in mine])
+            known.update(zip(mine, ids, strict=True))
+        return [known[text] for text in texts]
 
-    def _encode_text(self, text: str, *, first: bool, continues: bool) -> list[int]:
-        backend = self._continuing if continues else self._starting if first else self._following
-        return list(backend.encode(text, add_special_tokens=False).ids) if text else []
+    @cached_property
+    def control_texts(self) -> frozenset[str]:
+        """The control tokens' texts."""
+        return frozenset(self.control_ids)
 
     @cached_property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -232,6 +265,28 @@ def load_tokenizer(model_dir: Path, *, chat_template: str | None = None, now: da
         chat_template=ChatTemplate(source, names, frozenset(control), now, tool_source) if source else None,
         _strips={token.content: (token.lstrip, token.rstrip) for _, token in added if token.lstrip or token.rstrip},
     )
+
+
+def _encode_batch(backend: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each of `texts`; `tokenizers` takes all cores for several, unless TOKENIZERS_PARALLELISM says no."""
+    if len(texts) <= 1:
+        return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _split_text(
+    text: str, span: tuple[int, int], waiting: list[int], parts: list[list[int | Text]], *, first: bool
+) -> None:
+    """Put `text` within `span` into the last of `parts`, and into new ones from each of the `waiting` splits on."""
+    begin, end = span
+    continues = False
+    while begin < end:
+        while waiting and waiting[0] <= begin:
+            waiting.pop(0)
+            parts.append([])
+        stop = min(end, waiting[0]) if waiting else end
+        parts[-1].append(Text(text[begin:stop], first, continues))
+        begin, continues = stop, True
 
 
 STOP_TEXTS = frozenset(

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgetune.data import TextTokenizer
+from edgetune.data.tokenizer import Text
 from edgetune.engine.tokenizer import GgufTokenizer
 from edgetune.template import Rendered
 
@@ -25,16 +26,20 @@ class GgufTextTokenizer(TextTokenizer):
         engine: GgufTokenizer = self.backend
         return engine
 
-    def encode_parts(self, rendered: Rendered, splits: Sequence[int]) -> list[list[int]]:
-        """Ids of `rendered`, apart at each of `splits`."""
-        if not splits:
-            return [self._engine.encode_rendered(rendered)]
-        return self._encode_pieces(rendered, splits)
+    def encode_all_parts(self, items: Sequence[tuple[Rendered, Sequence[int]]]) -> list[list[list[int]]]:
+        """Ids of each rendering, apart at each of its splits."""
+        parts = iter(self._encode_pieces([(rendered, splits) for rendered, splits in items if splits]))
+        return [next(parts) if splits else [self._engine.encode_rendered(rendered)] for rendered, splits in items]
 
-    def _encode_text(self, text: str, *, first: bool, continues: bool) -> list[int]:
-        if continues and self.inner is not None:
-            return self.inner.encode_piece(text, at_start=False)
-        return self._engine.encode_piece(text, at_start=first)
+    def encode_texts(self, texts: Sequence[Text]) -> list[list[int]]:
+        """Ids of each of `texts`."""
+        known = {text: self._encode_text(text) for text in dict.fromkeys(texts)}
+        return [known[text] for text in texts]
+
+    def _encode_text(self, text: Text) -> list[int]:
+        if text.continues and self.inner is not None:
+            return self.inner.encode_piece(text.text, at_start=False)
+        return self._engine.encode_piece(text.text, at_start=text.first)
 
     @cached_property
     def prefix_ids(self) -> tuple[int, ...]:
