@@ -166,13 +166,13 @@ def test_replies_in_one_batch_are_what_they_are_alone(
 ) -> None:
     with open_engine(flan) as engine:
         encoded: list[int] = []
-        encode = engine._encode
+        encode = engine._context.encode
 
         def counting(targets: Sequence[Any], **options: Any) -> None:
             encoded.append(len(targets))
             encode(targets, **options)
 
-        monkeypatch.setattr(engine, "_encode", counting)
+        monkeypatch.setattr(engine._context, "encode", counting)
         assert_same_together(engine, sampling, beams, begin=encoded.clear)
         assert (len(encoded), sum(encoded)) == (3 if beams else 1, len(UNEVEN))
 

@@ -1,13 +1,12 @@
 """Encoder-decoders (T5) through llama.cpp: the source is encoded once, the target decoded token by token or in beams.
 
 Replies are `generation`'s and `beam_generation`'s, adapters `adapters`', so that this is no more than another way to
-evaluate. llama.cpp keeps what was encoded last, of several sources at once if need be: a reply that goes on after
-another's turn is evaluated again.
+evaluate, in a `Seq2SeqContext`. A reply that goes on after another's turn is evaluated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,31 +16,27 @@ from numpy.typing import NDArray
 from edgetune.engine import native
 from edgetune.engine.adapters import LoadedAdapters
 from edgetune.engine.backends import list_devices
-from edgetune.engine.batch import Batch
 from edgetune.engine.beam import BeamSettings, log_softmax
 from edgetune.engine.beam_generation import BeamGeneration
-from edgetune.engine.candidates import read_logits
 from edgetune.engine.choices import as_candidates
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.in_step import run_in_batches
-from edgetune.engine.interrupt import Stopped, interruptible
 from edgetune.engine.json_tokenizer import JSON_KEY, JsonTokenizer
-from edgetune.engine.loading import CacheType, gpu_layers_for, load_model, open_context
-from edgetune.engine.memory import BYTES_PER_VALUE
+from edgetune.engine.loading import CacheType, gpu_layers_for, load_model
 from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
-from edgetune.engine.seq2seq_targets import SourceBatch, Target
+from edgetune.engine.seq2seq_context import Seq2SeqContext
+from edgetune.engine.seq2seq_targets import Target
 from edgetune.engine.tap import Tap
 from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
-from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
+from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, LongArray, read_gguf_header
 from edgetune.hardware import available_memory
 
 SEQ2SEQ_ARCHITECTURES = ("t5",)
 """`general.architecture` of the GGUF files that this engine runs."""
-_ABORTED = 2
 _DEFAULT_CONTEXT = 512
 _SMALLEST_BATCH = 64
 _MOST_ROWS, _MOST_TOKENS, _MOST_LOGITS = 16, 512, 1 << 24
@@ -56,17 +51,15 @@ class Seq2SeqEngine:
 
     def __init__(self, header: GgufHeader, model: Any, *, context_size: int, options: dict[str, Any]) -> None:
         """Take over `model`; use `open`. `options` are `open_context`'s."""
-        self._header, self._model, self._options = header, model, options
+        self._header, self._model = header, model
         self._vocab = lib.llama_model_get_vocab(model)
         self._lora = LoadedAdapters(model, header)
+        self._context = Seq2SeqContext(model, header, self._lora, options)
         self._adapters: tuple[LoraSpec, ...] = ()
         self._adapter_key: AdapterKey = ()
-        self._context: Any = None
-        self._sizes = (0, 0, 0)
-        self._members: list[Target] = []
         self._current: Target | None = None
         self._row: int | None = None
-        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.n_vocab = self._context.n_vocab
         """Tokens that logits are about."""
         self.context_size = context_size
         """How many tokens a source may have, and how many a target, the start token included."""
@@ -118,7 +111,7 @@ class Seq2SeqEngine:
 
     def close(self) -> None:
         """Free the model, its context and its adapters."""
-        self._close_context()
+        self._context.close()
         if self._model is not None:
             lib.llama_model_free(self._model)
             self._model = None
@@ -142,8 +135,9 @@ class Seq2SeqEngine:
     def memory(self) -> EngineMemory:
         """What the model takes; the context is as large as the replies so far needed."""
         self._check_open()
-        weights, per_token = int(lib.llama_model_size(self._model)), self._bytes_per_token
-        return EngineMemory(weights=weights, context=per_token * self._sizes[1], per_token=per_token)
+        context = self._context
+        weights = int(lib.llama_model_size(self._model))
+        return EngineMemory(weights=weights, context=context.nbytes, per_token=context.bytes_per_token)
 
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
         """Apply these adapters, and no others; a scale of 0 switches one off."""
@@ -208,11 +202,11 @@ class Seq2SeqEngine:
 
     def distribution(self, sampling: Sampling, *, top: int = 40) -> tuple[Candidate, ...]:
         """The next token's distribution after the last evaluation under `sampling`; empty before the first one."""
-        if self._row is None or self._current is None or self._context is None:
+        if self._row is None or self._current is None or self._current not in self._context.members:
             return ()
         sampler = self.build_sampler(sampling, self._current.ids)
         try:
-            seen = sampler.peek(self._context, self._row, top)
+            seen = sampler.peek(self._context.raw, self._row, top)
         finally:
             sampler.close()
         return as_candidates(seen, self.tokenizer.piece) if seen else ()
@@ -229,45 +223,45 @@ class Seq2SeqEngine:
         """Logits after each of `target_ids`, which begin with the start token; shape (target tokens, vocabulary)."""
         self._check_open()
         self._check_source(source_ids, room_for=len(target_ids))
-        self._encode([Target(list(source_ids), self._adapter_key, len(target_ids))], batch=len(target_ids))
-        self._decode([(0, 0, target_ids)], every_output=True)
-        self._members, self._current, self._row = [], None, None
-        return np.array(self._all_logits(len(target_ids)))
+        target = Target(list(source_ids), self._adapter_key, len(target_ids))
+        self._context.encode([target], batch=len(target_ids))
+        self._context.decode([(0, 0, target_ids)], every_output=True)
+        return self._context.read_logits(len(target_ids))
 
     def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
         """Evaluate what these replies wait for."""
         targets = [cast(Target, one.slot) for one in generations]
         pending = [one.pending for one in generations]
-        if any(target not in self._members for target in targets):
+        if any(target not in self._context.members for target in targets):
             pending = [
                 # The first time a reply's `pending` is its prompt, which is the source here, and what it begins with.
                 [*target.ids, *ids] if target.ids else [self.start_id, *ids[len(target.source) :]]
                 for target, ids in zip(targets, pending, strict=True)
             ]
-            self._encode(
+            self._context.encode(
                 targets,
                 batch=sum(map(len, pending)),
                 is_cancelled=lambda: all(one.is_cancelled for one in generations),
             )
             # Stopped in the middle; the replies themselves find out that they were cancelled.
-            if not self._members:
+            if not self._context.members:
                 return
             for target in targets:
                 target.ids = []
-        rows = self._decode(
+        rows = self._context.decode(
             [(target.first, len(target.ids), ids) for target, ids in zip(targets, pending, strict=True)]
         )
         for one, target, ids, row in zip(generations, targets, pending, rows, strict=True):
             target.ids += ids
             one.row = row
-            self._check_output(row)
+            self._context.check_output(row)
         self._current, self._row = targets[-1], rows[-1]
 
     def choose(self, sampler: Sampler, row: int, top: int) -> tuple[int | None, Seen | None]:
         """The next token after output `row`, and with `top` what from."""
         if not top:
-            return sampler.sample(self._context, row), None
-        seen = sampler.sample_seen(self._context, row, top)
+            return sampler.sample(self._context.raw, row), None
+        seen = sampler.sample_seen(self._context.raw, row, top)
         return (seen.token if seen else None), seen
 
     def build_sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
@@ -293,44 +287,32 @@ class Seq2SeqEngine:
     def evaluate_beams(self, generations: Sequence[BeamGeneration]) -> None:
         """Evaluate what these searches wait for."""
         targets = [cast(Target, one.slot) for one in generations]
-        if any(target not in self._members for target in targets):
+        if any(target not in self._context.members for target in targets):
             if any(target.ids for target in targets):
                 raise UsageError("Another text was answered meanwhile; a beam search cannot go on after that.")
-            self._encode(targets, batch=sum(target.beams for target in targets))
+            self._context.encode(targets, batch=sum(target.beams for target in targets))
             parts = [(target.first, 0, [self.start_id]) for target in targets]
         else:
             parts = []
             for one, target in zip(generations, targets, strict=True):
-                self._copy_beams(target, one.parents)
+                self._context.copy_beams(target, one.parents)
                 at = target.first + target.side * target.beams
                 parts += [(at + beam, len(target.ids), [token]) for beam, token in enumerate(one.tokens)]
-        rows = self._decode(parts)
-        logits, first = np.array(self._all_logits(len(parts))), 0
+        rows = self._context.decode(parts)
+        logits, first = self._context.read_logits(len(parts)), 0
         for one, target in zip(generations, targets, strict=True):
             count = len(one.tokens) or 1
             one.logits = logits[first : first + count]
-            self._check_output(rows[first])
+            self._context.check_output(rows[first])
             target.ids.append(one.tokens[0] if one.tokens else self.start_id)
             first += count
-        self._current = targets[-1]
+        self._current, self._row = targets[-1], None
 
     def log_probs(self, generation: BeamGeneration, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """As they are: a GGUF file demands nothing of its texts."""
         assert generation.logits is not None
         values: NDArray[np.float32] = log_softmax(generation.logits)
         return values
-
-    def _copy_beams(self, target: Target, parents: Sequence[int]) -> None:
-        """Let every beam be what was the beam of its parent."""
-        if list(parents) == list(range(target.beams)) and len(target.ids) > 1:
-            return
-        memory = lib.llama_get_memory(self._context)
-        old, new = (target.first + side * target.beams for side in (target.side, 1 - target.side))
-        for beam, parent in enumerate(parents):
-            lib.llama_memory_seq_cp(memory, old + parent, new + beam, -1, -1)
-        for beam in range(target.beams):
-            lib.llama_memory_seq_rm(memory, old + beam, -1, -1)
-        target.side = 1 - target.side
 
     def _evaluate_together(self, replies: Sequence[LlamaGeneration | BeamGeneration]) -> None:
         if searches := [one for one in replies if isinstance(one, BeamGeneration)]:
@@ -341,85 +323,10 @@ class Seq2SeqEngine:
     def _batch_limits(self, alike: Sequence[LlamaGeneration | BeamGeneration]) -> tuple[int, int]:
         """Tokens of the sources, and replies, that are best evaluated at once."""
         largest = max((cast(Target, one.slot) for one in alike), key=lambda target: target.width * target.room)
-        cells = largest.room * max(1, largest.beams) * self._bytes_per_token
+        cells = largest.room * max(1, largest.beams) * self._context.bytes_per_token
         by_memory = int(available_memory() * _SHARE_OF_MEMORY // cells)
         most = max(1, min(_MOST_ROWS // max(1, largest.beams), by_memory))
         return max(_SMALLEST_BATCH, min(_MOST_TOKENS, _MOST_LOGITS // self.n_vocab)), most
-
-    @property
-    def _bytes_per_token(self) -> int:
-        head, layers = self._header.number("attention.head_count") or 1, self._header.number("decoder_block_count")
-        width = self._header.number("attention.key_length") or (self._header.number("embedding_length") or 0) // head
-        sizes = BYTES_PER_VALUE[self._options["cache_type_k"]] + BYTES_PER_VALUE[self._options["cache_type_v"]]
-        return int((layers or self._header.number("block_count") or 1) * head * width * sizes)
-
-    def _encode(
-        self, targets: Sequence[Target], *, batch: int, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Encode the sources of `targets`, all under the same adapters; they are the engine's members then."""
-        self._members, self._current, self._row = [], None, None
-        sequences = 0
-        for target in targets:
-            target.first, target.side = sequences, 0
-            sequences += target.width
-        self._reserve(
-            sequences=sequences,
-            cells=sum(target.room * max(1, target.beams) for target in targets),
-            batch=max(batch, sum(len(target.source) for target in targets)),
-        )
-        self._lora.apply(self._context, targets[0].adapters)
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), False)
-        native.forget_errors()
-        sources = SourceBatch([(target.source, target.first, target.width) for target in targets])
-        with interruptible(self._context, is_cancelled):
-            code = lib.llama_encode(self._context, sources.raw)
-            if code == _ABORTED:
-                raise Stopped
-            if code:
-                raise native.failure("llama.cpp could not encode the text")
-            self._members = list(targets)
-
-    def _decode(self, parts: Sequence[tuple[int, int, Sequence[int]]], *, every_output: bool = False) -> list[int]:
-        """Evaluate (sequence, position, tokens) in one batch; returns the row of each one's first output."""
-        self._batch.clear()
-        rows = [self._batch.add(number, at, ids, every_output=every_output) for number, at, ids in parts]
-        native.forget_errors()
-        if lib.llama_decode(self._context, self._batch.raw):
-            self._members, self._current, self._row = [], None, None
-            raise native.failure("llama.cpp could not evaluate the text")
-        return rows
-
-    def _all_logits(self, rows: int) -> NDArray[np.float32]:
-        pointer = lib.llama_get_logits(self._context)
-        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (rows, self.n_vocab))
-        return logits
-
-    def _reserve(self, *, sequences: int, cells: int, batch: int) -> None:
-        """Have a context with at least this room; the source goes through it in one batch."""
-        batch = max(_SMALLEST_BATCH, 1 << (batch - 1).bit_length())
-        # llama.cpp takes no batch larger than the context.
-        needed = (sequences, max(cells, batch), batch)
-        if self._context is not None and all(have >= want for have, want in zip(self._sizes, needed, strict=True)):
-            return
-        self._close_context()
-        sequences, cells, batch = self._sizes = tuple(map(max, zip(self._sizes, needed, strict=True)))  # type: ignore[assignment]
-        wanted = cells * self._bytes_per_token + 2 * batch * self.n_vocab * 4
-        if wanted > available_memory():
-            self._sizes = (0, 0, 0)
-            raise ResourceError(
-                f"The context takes {wanted / 1e9:.1f} GB; {available_memory() / 1e9:.1f} GB are free.",
-                hint="Take a shorter text, a smaller context with -c, or fewer beams.",
-            )
-        self._context = open_context(
-            self._model, self.path, ctx_size=cells, batch_size=batch, sequences=sequences, **self._options
-        )
-        self._batch = Batch(lib.llama_n_batch(self._context))
-
-    def _close_context(self) -> None:
-        self._members, self._current, self._row = [], None, None
-        if self._context is not None:
-            lib.llama_free(self._context)
-            self._context, self._lora.applied = None, ()
 
     def _check_open(self) -> None:
         if self._model is None:
@@ -435,13 +342,6 @@ class Seq2SeqEngine:
             )
         if wrong := [token for token in ids if not 0 <= token < self.n_vocab]:
             raise UsageError(f"Token {wrong[0]} is outside the vocabulary of {self.n_vocab}.")
-
-    def _check_output(self, row: int) -> None:
-        if not np.isfinite(read_logits(self._context, row, self.n_vocab).max()):
-            raise CorruptFileError(
-                f"{self.path} answers with what is no number, with {len(self._lora.applied)} adapters on it.",
-                hint="Is one of the files damaged, or stored as F16 where its values are too large? Convert it again.",
-            )
 
 
 def _tokenizer(vocab: Any, header: GgufHeader) -> JsonTokenizer | GgufTokenizer:
