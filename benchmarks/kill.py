@@ -1,11 +1,13 @@
 """Training killed with SIGKILL and resumed, again and again: the same adapter, to the last byte, or what differs.
 
-    python -m benchmarks.kill [-n 30] [CASE…]      CASE: lora, dora, qlora, houlsby, full, dpo; default: lora
+    python -m benchmarks.kill [-n 30] [CASE…]      a CASE is a name in `kill_cases`; default: lora
 
-Every trial trains pocket on its demos with `edgetune train`, in a process of its own that is killed at a random moment;
-every second trial before a random change of a file (of the run, or of the cache of tokens) instead, so that the short
-moments of writing are met. The run that goes on is killed again, and then resumed until it is done. `--at MOMENT` kills
-at a named moment instead. Exits with 1 where an adapter, or the log of losses, is not that of a run left alone.
+Every trial trains a small base with `edgetune train`, in a process of its own that is killed at a random moment; every
+second trial before a random change of a file (of the run, or of the cache of tokens) instead, so that the short moments
+of writing are met. The run that goes on is killed again, and then resumed until it is done. `--at MOMENT` kills at a
+named moment instead. Where a case has several processes, one of them is killed, and the others are ended as torchrun
+ends them. Exits with 1 where what is left (weights, moments, random states, log, record, files) is not what a run left
+alone leaves, or where somebody was shown a traceback.
 
 Processes are forked from one that has imported everything and computed nothing. The power is not cut: what the disk has
 not written by then is not tried.
@@ -24,24 +26,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
+from socket import socket
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-POCKET = ROOT / "models" / "pocket"
-STEPS = 8
+from benchmarks.kill_cases import CASES, make_case
 
-CASES: dict[str, list[str]] = {
-    "lora": ["--dropout", "0.1", "--metric", "loss"],
-    "dora": ["--method", "dora"],
-    "qlora": ["--method", "qlora"],
-    "houlsby": ["--method", "houlsby"],
-    "full": ["--method", "full", "--lr", "1e-5"],
-    "dpo": ["--task", "dpo", "--lr", "2e-5"],
-}
+STEPS = 8
+PATIENCE = 20.0
+"""Seconds that processes have to end when one of them was killed; then they are asked to, then made to."""
 
 MOMENTS = {
     "start": r"os\.rename .*/run/edgetune\.json$",
@@ -64,23 +60,35 @@ class Trial:
     words: Sequence[str]
     """Of the command line, without where the run goes."""
     directory: Path
+    processes: int = 1
 
     @property
     def run_dir(self) -> Path:
         """The run."""
         return self.directory / "run"
 
-    def start(self, watch: Watch | None = None) -> int:
-        """Begin, or go on; the id of the process that does."""
-        record = self.run_dir / "edgetune.json"
-        words = ["train", "--resume", str(self.run_dir)] if record.is_file() else [*self.words, "-o", str(self.run_dir)]
+    def start(self, watch: Watch | None = None) -> list[int]:
+        """Begin, or go on; the ids of the processes that do. `watch` is told what the first one does."""
+        words = ["train", "--resume", str(self.run_dir)]
+        if not (self.run_dir / "edgetune.json").is_file():
+            words = [*self.words, "--steps", str(STEPS), "--save-every", "2", "-o", str(self.run_dir)]
         self.directory.mkdir(parents=True, exist_ok=True)
+        with socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         sys.stdout.flush()
+        return [self._fork(words, rank, port, watch if rank == 0 else None) for rank in range(self.processes)]
+
+    def _fork(self, words: Sequence[str], rank: int, port: int, watch: Watch | None) -> int:
         if pid := os.fork():
             return pid
         code = 99
         try:
             os.environ["EDGETUNE_HOME"] = str(self.directory / "home")
+            if self.processes > 1:
+                at = {"RANK": rank, "WORLD_SIZE": self.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                local = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": self.processes}
+                os.environ.update({name: str(value) for name, value in {**at, **local}.items()})
             log = os.open(self.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -101,26 +109,57 @@ class Trial:
         record = self.run_dir / "edgetune.json"
         return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8"))["finished"])
 
+    @property
+    def log(self) -> str:
+        """What all its processes told, so far."""
+        return (self.directory / "log").read_text(encoding="utf-8", errors="replace")
+
     def finish(self) -> str:
         """Go on until it is done; what went wrong, if anything."""
-        if not self.is_finished and (code := _wait(self.start())):
-            last = (self.directory / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-            return f"exit code {code}: {' '.join(last)}"
+        if not self.is_finished and any(codes := _wait(self.start())):
+            return f"exit codes {codes}: {' '.join(self.log.strip().splitlines()[-3:])}"
+        if "Traceback" in self.log:
+            return f"a traceback:\n{self.log}"
         return "" if self.is_finished else "not finished"
 
     def left(self) -> dict[str, Any]:
-        """What must not depend on kills: trained weights, losses by step, names of files."""
-        weights = [*self.run_dir.glob("*.safetensors")]
+        """What must not depend on kills."""
+        found = sorted(path for path in self.run_dir.rglob("*") if path.is_file())
+        exact = [path for path in found if path.suffix in (".safetensors", ".gguf") or path.name in _EXACT]
         lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        record = json.loads((self.run_dir / "edgetune.json").read_text(encoding="utf-8"))
         return {
-            "adapter": {path.name: sha256(path.read_bytes()).hexdigest() for path in weights},
-            "losses": [(line["step"], line["split"], line["loss"]) for line in lines],
-            "files": sorted(path.name for path in self.run_dir.iterdir()),
+            "bytes": {str(path.relative_to(self.run_dir)): sha256(path.read_bytes()).hexdigest() for path in exact},
+            "log": [_timeless(line) for line in lines],
+            "record": _timeless(record["metrics"]),
+            "files": [str(path.relative_to(self.run_dir)) for path in found],
         }
 
 
-def _wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+_EXACT = ("adapter_config.json", "predictions.jsonl", "samples.json")
+
+
+def _timeless(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` without what depends on the machine's day."""
+    return {k: v for k, v in values.items() if k not in ("seconds", "tokens_per_second", "memory_bytes")}
+
+
+def _wait(pids: Sequence[int]) -> list[int]:
+    """The processes' exit codes."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def _end_others(pids: Sequence[int]) -> None:
+    """Wait until they end by themselves; as a launcher does, ask them to where they do not, and then make them."""
+    left = list(pids)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + PATIENCE
+        while left and time.monotonic() < until:
+            left = [pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] == 0]
+            time.sleep(0.05)
+        for pid in left:
+            os.kill(pid, number)
+    _wait(left)
 
 
 def _watch(directory: str, watch: Watch) -> None:
@@ -173,16 +212,18 @@ def at_change(number: int) -> Watch:
 
 def kill_randomly(trial: Trial, draw: random.Random, *, seconds: float, changes: int, by_change: bool) -> str:
     """Begin or go on, and kill; says at what moment."""
+    victim = 0
     if by_change:
-        pid = trial.start(at_change(number := draw.randint(1, changes)))
+        pids = trial.start(at_change(number := draw.randint(1, changes)))
         what = f"change {number}"
     else:
-        pid, moment = trial.start(), draw.uniform(0, seconds)
+        pids, moment, victim = trial.start(), draw.uniform(0, seconds), draw.randrange(trial.processes)
         time.sleep(moment)
-        os.kill(pid, signal.SIGKILL)
-        what = f"{moment:.2f} s"
-    killed = _wait(pid) == -signal.SIGKILL
-    return f"{what}, {_place(trial)}" if killed else "after its end"
+        os.kill(pids[victim], signal.SIGKILL)
+        what = f"{moment:.2f} s" + (f", process {victim}" if trial.processes > 1 else "")
+    (code,) = _wait([pids[victim]])
+    _end_others([pid for pid in pids if pid != pids[victim]])
+    return f"{what}, {_place(trial)}" if code == -signal.SIGKILL else "after its end"
 
 
 def _place(trial: Trial) -> str:
@@ -199,56 +240,42 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(name for name in wanted if found[name] != wanted[name])
 
 
-def measure(words: Sequence[str], directory: Path) -> tuple[dict[str, Any], float, int]:
-    """A run left alone: what it leaves, its seconds, and how many changes it makes."""
-    directory.mkdir(parents=True)
-    counts = directory / "changes"
-    lines = counts.open("w", buffering=1)
-    alone = Trial(words, directory / "alone")
-    started = time.perf_counter()
-    code = _wait(alone.start(lambda change: print(change, file=lines)))
-    if code or not alone.is_finished:
-        raise SystemExit((alone.directory / "log").read_text(encoding="utf-8", errors="replace"))
+def measure(alone: Trial) -> tuple[dict[str, Any], float, int]:
+    """A run left alone: what it leaves, its seconds, and how many changes its first process makes."""
+    alone.directory.mkdir(parents=True)
+    counts = alone.directory / "changes"
+    with counts.open("w", buffering=1) as lines:
+        started = time.perf_counter()
+        codes = _wait(alone.start(lambda change: print(change, file=lines)))
+    if any(codes) or not alone.is_finished:
+        raise SystemExit(alone.log)
     seconds = time.perf_counter() - started
     return alone.left(), seconds, len(counts.read_text().splitlines())
 
 
-def run_case(words: Sequence[str], directory: Path, *, count: int, seed: int, moments: Sequence[str]) -> int:
-    """Trials of one case; how many went well."""
-    wanted, seconds, changes = measure(words, directory)
+def run_case(trial: Trial, *, count: int, seed: int, moments: Sequence[str]) -> int:
+    """Trials like `trial`, in directories below its own; how many went well."""
+    wanted, seconds, changes = measure(replace(trial, directory=trial.directory / "alone"))
     print(f"left alone: {seconds:.1f} s, {changes} changes of files", flush=True)
     draw, good = random.Random(seed), 0
     for number in range(len(moments) or count):
-        trial = Trial(words, directory / str(number))
+        tried = replace(trial, directory=trial.directory / str(number))
         if moments:
-            code = _wait(trial.start(at_named(MOMENTS[moments[number]])))
-            told = [f"{moments[number]}, {_place(trial)}" if code == -signal.SIGKILL else f"not killed ({code})"]
+            pids = tried.start(at_named(MOMENTS[moments[number]]))
+            (code,) = _wait(pids[:1])
+            _end_others(pids[1:])
+            told = [f"{moments[number]}, {_place(tried)}" if code == -signal.SIGKILL else f"not killed ({code})"]
             wrong = "" if code == -signal.SIGKILL else "the moment did not come"
         else:
             options: dict[str, Any] = {"seconds": seconds, "changes": changes, "by_change": bool(number % 2)}
-            told, wrong = [kill_randomly(trial, draw, **options)], ""
-            if not trial.is_finished:
-                told.append(kill_randomly(trial, draw, **options))
-        wrong = wrong or trial.finish() or _differences(trial.left(), wanted)
+            told, wrong = [kill_randomly(tried, draw, **options)], ""
+            if not tried.is_finished:
+                told.append(kill_randomly(tried, draw, **options))
+        wrong = wrong or tried.finish() or _differences(tried.left(), wanted)
         good += not wrong
         print(f"{number + 1}: killed {'; '.join(told)} → {wrong or 'same'}", flush=True)
-        shutil.rmtree(trial.directory)
+        shutil.rmtree(tried.directory)
     return good
-
-
-def write_pairs(directory: Path) -> Path:
-    """Pairs of the demos' replies: a row's own, and the next row's."""
-    directory.mkdir()
-    for split, count in (("train", 40), ("valid", 8)):
-        with (POCKET / "demos" / "persona" / f"{split}.jsonl").open(encoding="utf-8") as file:
-            rows = [json.loads(line)["messages"] for line, _ in zip(file, range(count + 1), strict=False)]
-        pairs = [
-            {"prompt": row[0]["content"], "chosen": row[-1]["content"], "rejected": other[-1]["content"]}
-            for row, other in pairwise(rows)
-            if row[-1] != other[-1]
-        ]
-        (directory / f"{split}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
-    return directory
 
 
 def _import_once() -> None:
@@ -266,27 +293,25 @@ def _import_once() -> None:
 def main() -> None:
     """Try the cases; exit with 1 when one trial ended otherwise."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("cases", nargs="*", metavar="CASE", default=["lora"], help=", ".join(CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", default=["lora"], help=f"all, {', '.join(CASES)}")
     parser.add_argument("-n", type=int, default=30, help="trials of each case [30]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at", nargs="+", choices=MOMENTS, default=[], help="kill at these moments instead")
-    parser.add_argument("-m", "--model", type=Path, default=POCKET)
-    parser.add_argument("-d", "--data", nargs="*", type=Path, help="default: the demos of pocket")
     given = parser.parse_args()
     _import_once()
 
-    with tempfile.TemporaryDirectory() as name:
-        demos = [POCKET / "demos" / demo / "train.jsonl" for demo in ("persona", "tickets")]
-        good = wanted = 0
-        for case in given.cases:
-            data = given.data or ([write_pairs(Path(name, "pairs"))] if case == "dpo" else demos)
-            words = ["train", "-m", str(given.model), "--steps", str(STEPS), "--save-every", "2", *CASES[case]]
-            for path in data:
-                words += ["-d", str(path)]
-            print(f"== {case}", flush=True)
-            good += run_case(words, Path(name, case), count=given.n, seed=given.seed, moments=given.at)
-            wanted += len(given.at) or given.n
-    print(f"{good} of {wanted} came to the same adapter")
+    good, names = 0, list(CASES) if given.cases == ["all"] else given.cases
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            directory = Path(scratch, name)
+            print(f"== {name}", flush=True)
+            # In a process of its own: what has computed anything must not be forked.
+            with get_context("spawn").Pool(1) as pool:
+                words = pool.apply(make_case, (name, directory))
+            trial = Trial(words, directory, CASES[name].processes)
+            good += run_case(trial, count=given.n, seed=given.seed, moments=given.at)
+    wanted = len(names) * (len(given.at) or given.n)
+    print(f"{good} of {wanted} came to what a run left alone leaves")
     raise SystemExit(good != wanted)
 
 

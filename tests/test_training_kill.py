@@ -21,27 +21,29 @@ WORDS = ("fox", "dog", "quick", "brown", "lazy", "over", "the", "jumps")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_a_kill_at_any_moment_changes_nothing(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "tiny", "llama")
-    rows = [{"prompt": word * n, "completion": f" {word}!" * n} for word in WORDS for n in (1, 2)]
-    data = write_rows(tmp_path / "data", {"train": rows, "valid": rows[::4]})
-    moments = ["start", "step", "checkpoint", "export", "report"]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kill", "-m", str(base), "-d", str(data)]
-    done = subprocess.run(
-        [*command, "--at", *moments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    for number, (moment, place) in enumerate(
-        zip(moments, ["before the run", "checkpoint 2", "checkpoint 2", "checkpoint 8", "checkpoint 8"], strict=True), 1
-    ):
+def test_a_kill_at_any_moment_changes_nothing() -> None:
+    moments = ["start", "cache", "step", "checkpoint", "export", "report"]
+    places = ["before the run", "before the run", *["checkpoint 2"] * 2, *["checkpoint 8"] * 2]
+    lines = kill("lora", "--at", *moments)
+    for number, (moment, place) in enumerate(zip(moments, places, strict=True), 1):
         assert f"{number}: killed {moment}, {place} → same" in lines
-    assert lines[-1] == "5 of 5 came to the same adapter"
+    assert lines[-1] == "6 of 6 came to what a run left alone leaves"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_kill_of_one_of_two_processes_ends_both_and_changes_nothing() -> None:
+    lines = kill("ddp", "--at", "step")
+    assert "1: killed step, checkpoint 2 → same" in lines
+
+
+def kill(*words: str) -> list[str]:
+    """What the benchmark prints that kills runs and compares what they come to."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kill", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes are stopped by a signal")
