@@ -217,7 +217,16 @@ def test_charts_hold_what_they_are_given() -> None:
     chart = chart_svg([Line("a <b>", [(1.0, -2.0), (2.0, float("nan")), (3.0, 1.0)], measured=True)], title="&")
     circles = [node for node in ElementTree.fromstring(chart).iter() if node.tag.endswith("circle")]
     assert len(circles) == 2
-    assert all(36 <= float(circle.attrib["cy"]) <= 280 for circle in circles)
+    assert all(32 <= float(circle.attrib["cy"]) <= 220 for circle in circles)
+    leap = [(float(step), 50.0 if step == 333 else 1.0) for step in range(1, 2000)]
+    paths = [
+        [float(part.split()[1]) for part in node.attrib["d"][1:].split("L")]
+        for node in ElementTree.fromstring(chart_svg([Line("", leap, smooth=True)], title="")).iter()
+        if node.attrib.get("class") in ("raw", "train")
+    ]
+    assert all(400 < len(heights) <= 601 for heights in paths)
+    assert min(paths[0]) == 32.0  # seen, and not what the scale is made for
+    assert 60 < paths[1][0] < 160
     bars = histogram_svg([1, 1, 30, 2048], [5], title="rows", across="tokens")
     tips = [node.text or "" for node in ElementTree.fromstring(bars).iter() if node.tag.endswith("title")]
     assert [int(tip.rpartition(" ")[2]) for tip in tips] == [3, 1, 1]

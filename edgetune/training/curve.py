@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 36, 40
+_WIDTH, _HEIGHT = 520, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 32, 40
 _MOST_POINTS = 600
 
 _STYLE = """\
@@ -48,9 +48,12 @@ def loss_svg(train: Points, valid: Points, *, title: str) -> str:
 
 
 def chart_svg(lines: Sequence[Line], *, title: str, across: str = "step") -> str:
-    """An SVG document of `lines` over steps. The scale holds 0, and what the values reach."""
+    """An SVG document of `lines` over steps. The scale holds 0, and what the values reach.
+
+    Of lines that are smoothed, the scale holds the mean and 99 of 100 values: a single leap ends at the edge.
+    """
     kept = [(line, [point for point in line.points if math.isfinite(point[1])]) for line in lines]
-    values = [value for _, points in kept for _, value in points]
+    values = [value for line, points in kept for value in _reached(points, smooth=line.smooth)]
     low, high = min([0.0, *values]) * 1.05, max([0.0, *values]) * 1.05
     if low == high:
         high = 1.0
@@ -58,7 +61,8 @@ def chart_svg(lines: Sequence[Line], *, title: str, across: str = "step") -> str
 
     def at(step: float, value: float) -> tuple[float, float]:
         x = _LEFT + step / last * (_WIDTH - _LEFT - _RIGHT)
-        return round(x, 1), round(_TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        share = (high - min(high, max(low, value))) / (high - low)
+        return round(x, 1), round(_TOP + share * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     body = [_grid(_ticks(low, high), at), *_below(last, at, across)]
     for line, points in kept:
@@ -148,9 +152,20 @@ def _smooth(points: Points) -> list[tuple[float, float]]:
     return smoothed
 
 
+def _reached(points: Points, *, smooth: bool) -> list[float]:
+    values = sorted(value for _, value in points)
+    odd = len(values) // 200 if smooth else 0
+    return [*values[odd : len(values) - odd], *(value for _, value in _smooth(points) if smooth)]
+
+
 def _thin(points: Points) -> Points:
-    every = math.ceil(len(points) / _MOST_POINTS)
-    return points if every < 2 else [*points[::every], *points[-1:]]
+    """At most `_MOST_POINTS` and the last: of each stretch the least and the greatest."""
+    every = 2 * math.ceil(len(points) / _MOST_POINTS)
+    if every <= 2:
+        return points
+    stretches = (points[first : first + every] for first in range(0, len(points), every))
+    ends = [pick(stretch, key=lambda point: point[1]) for stretch in stretches for pick in (min, max)]
+    return [*sorted(ends), *points[-1:]]
 
 
 def _path(points: Points, name: str, at: _Place) -> str:

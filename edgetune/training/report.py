@@ -62,8 +62,12 @@ class Part:
     rows: Sequence[Row] = ()
     named: bool = True
     """Whether the first cell of a row is its name."""
-    numbers: Sequence[str] = ()
-    """Columns of numbers."""
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Columns of nothing but numbers."""
+        columns = enumerate(zip(*(row.cells for row in self.rows), strict=False))
+        return frozenset(index for index, cells in columns if all(map(_is_number, cells)))
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Section:
     def id(self) -> str:
         """Where the page's own links lead."""
         return re.sub(r"\W+", "-", self.title.lower())
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether there is nothing but pictures in it, which may stand beside each other."""
+        return len(self.parts) > 1 and all(part.svg and not part.rows for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,6 @@ def _page(run: Run, told: Told, entries: Sequence[Mapping[str, Any]], confusion:
         Section("Environment", [_pairs({**told.environment, **run.versions})]),
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.tests["number_text"] = _is_number
     template = resources.files("edgetune.training").joinpath("report.html").read_text(encoding="utf-8")
     state = "" if run.finished else ", not finished"
     return environment.from_string(template).render(
@@ -177,7 +185,7 @@ def _before_and_after(metrics: Mapping[str, Any]) -> Part:
         return Part(text="No validation rows were measured.")
     names = sorted(after, key=lambda name: name != "loss")
     rows = [Row([name, _number(before.get(name)), _number(after[name])]) for name in names]
-    return Part(head=["validation rows", "before", "after"], rows=rows, numbers=["before", "after"])
+    return Part(head=["validation rows", "before", "after"], rows=rows)
 
 
 def _number(value: Any) -> str:
@@ -287,7 +295,7 @@ def _data(run: Run, prepared: Prepared) -> list[Part]:
     rows.append(
         Row(["are training rows too", *(f"{overlap.leaked[n]:,}" if n in overlap.leaked else "–" for n in names)])
     )
-    table = Part(head=["", *names], rows=rows, numbers=names)
+    table = Part(head=["", *names], rows=rows)
     title = "rows by tokens" + (" (validation: orange)" if lengths.get("valid") else "")
     picture = histogram_svg(lengths["train"], lengths.get("valid", ()), title=title, across="tokens of a sequence")
     return [table, Part(svg=picture), _pairs({key: value for key, value in run.data.items() if key != "splits"})]
@@ -309,4 +317,4 @@ def _pairs(values: Mapping[str, Any]) -> Part:
 
 def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    return (text if len(text) <= _LONGEST else text[:_LONGEST] + "…") or "–"
