@@ -31,6 +31,7 @@ BERT: dict[str, dict[str, Any]] = {
     "accents stripped": {"do_lower_case": False, "strip_accents": True},
     "Chinese words whole": {"tokenize_chinese_chars": False, "tokenizer_class": "DistilBertTokenizer"},
     "another unknown": {"unk_token": "[unused0]"},
+    "ELECTRA's name": {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False},
 }
 
 

@@ -63,16 +63,16 @@ def check_ids(directory: Path) -> dict[str, Any]:
     return keys
 
 
-@pytest.mark.parametrize("model_type", ["t5", "mt5", "xlm-roberta"])
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "xlm-roberta", "camembert"])
 def test_a_sentencepiece_file_reads_as_transformers_loads_it(tmp_path: Path, model_type: str) -> None:
     keys = check_ids(write_unigram(tmp_path, model_type))
     assert keys["tokenizer.ggml.model"] == "t5"
     assert keys["tokenizer.ggml.add_eos_token"] is True
-    assert keys["tokenizer.ggml.unknown_token_id"] == (3 if model_type == "xlm-roberta" else 2)
+    assert keys["tokenizer.ggml.unknown_token_id"] == (2 if model_type.endswith("t5") else 3)
     assert len(keys["tokenizer.ggml.precompiled_charsmap"]) > 1000
 
 
-@pytest.mark.parametrize("model_type", ["t5", "umt5", "xlm-roberta", "bert"])
+@pytest.mark.parametrize("model_type", ["t5", "umt5", "xlm-roberta", "camembert", "bert"])
 def test_tokenizer_json_reads_as_transformers_loads_it(tmp_path: Path, model_type: str) -> None:
     origin = "xlm-roberta" if model_type == "bert" else "t5" if model_type == "umt5" else model_type
     directory = saved(write_unigram(tmp_path / "source", origin), tmp_path / "saved")
@@ -109,7 +109,7 @@ def test_ids_carry_their_types(tmp_path: Path) -> None:
     assert texts.index("<extra_id_0>") == texts.index("<extra_id_99>") + 99
 
 
-@pytest.mark.parametrize("model_type", ["t5", "xlm-roberta"])
+@pytest.mark.parametrize("model_type", ["t5", "xlm-roberta", "camembert"])
 def test_what_a_text_spells_is_text(tmp_path: Path, model_type: str) -> None:
     directory = write_unigram(tmp_path, model_type)
     keys = read_vocabulary(directory, SIZE, original=True)

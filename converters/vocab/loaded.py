@@ -46,7 +46,7 @@ _CLASS_OF_TYPE = {
 _TYPES_OVERRULING_THEIR_FILES = {"modernbert", "phi3", "qwen2"}
 """Model types whose registered class wins over the one that tokenizer_config.json names."""
 _AS_IS = "TokenizersBackend"
-_WORDPIECE = ("BertTokenizer", "DistilBertTokenizer")
+_WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _REBUILDING = (
     *("LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer"),
     *_WORDPIECE,

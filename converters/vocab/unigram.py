@@ -1,8 +1,8 @@
-"""SentencePiece unigram vocabularies (T5, mT5, XLM-RoBERTa) → pieces, scores, types and the table of characters.
+"""SentencePiece unigram vocabularies (T5, XLM-RoBERTa, CamemBERT) → pieces, scores, types and the table of characters.
 
-T5Tokenizer and XLMRobertaTokenizer keep the pieces and the table, whatever file they come from, and set up the rest
-themselves; every other class takes tokenizer.json as it is. What llama.cpp's own tokenizer makes of these keys differs
-in a few texts, so the GGUF carries the tokenizer itself as well (see `huggingface`).
+T5Tokenizer, XLMRobertaTokenizer and CamembertTokenizer keep the pieces and the table, whatever file they come from, and
+set up the rest themselves; every other class takes tokenizer.json as it is. What llama.cpp's own tokenizer makes of
+these keys differs in a few texts, so the GGUF carries the tokenizer itself as well (see `huggingface`).
 """
 
 from __future__ import annotations
@@ -42,21 +42,15 @@ class _Class:
     """Its special tokens, where tokenizer_config.json does not say otherwise."""
 
 
+_FAIRSEQ = {
+    **dict.fromkeys(("bos_token", "cls_token"), "<s>"),
+    **dict.fromkeys(("eos_token", "sep_token"), "</s>"),
+    **{f"{kind}_token": f"<{kind}>" for kind in ("unk", "pad", "mask")},
+}
 _CLASSES = {
     "T5Tokenizer": _Class("spiece.model", 2, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}),
-    "XLMRobertaTokenizer": _Class(
-        "sentencepiece.bpe.model",
-        3,
-        {
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "sep_token": "</s>",
-            "cls_token": "<s>",
-            "unk_token": "<unk>",
-            "pad_token": "<pad>",
-            "mask_token": "<mask>",
-        },
-    ),
+    "XLMRobertaTokenizer": _Class("sentencepiece.bpe.model", 3, _FAIRSEQ),
+    "CamembertTokenizer": _Class("sentencepiece.bpe.model", 3, _FAIRSEQ),
 }
 UNIGRAM_CLASSES = frozenset(_CLASSES)
 """The classes that build a unigram tokenizer of their own kind."""
@@ -80,13 +74,18 @@ def load_unigram(files: TokenizerFiles, kind: str) -> dict[str, Any]:
         pieces, charsmap = _rearranged(source, kind, files.config), base64.b64encode(source.charsmap).decode()
         added = _added_pieces(source, pieces)
     added = _with_named(files, kind, pieces, added)
+    unknown = known.unknown_id
+    if kind == "CamembertTokenizer":
+        texts = [text for text, _ in pieces]
+        name = token_text(files.config["unk_token"])
+        unknown = texts.index(name) if name in texts else 0
     return {
         "added_tokens": added,
         "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap} if charsmap else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, _metaspace(files, kind)]},
         "post_processor": _around(kind, files.config, pieces, added),
         "decoder": _metaspace(files, kind),
-        "model": {"type": "Unigram", "unk_id": known.unknown_id, "vocab": pieces, "byte_fallback": False},
+        "model": {"type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": False},
     }
 
 
@@ -163,6 +162,9 @@ def _rearranged(source: SentencePieceModel, kind: str, config: Mapping[str, Any]
     pieces = [(piece.text, piece.score) for piece in source.pieces]
     if kind == "T5Tokenizer":
         return pieces + [(f"<extra_id_{number}>", 0.0) for number in reversed(range(_extra_ids(config)))]
+    if kind == "CamembertTokenizer":
+        first = [("<s>NOTUSED", 0.0), ("<pad>", 0.0), ("</s>NOTUSED", 0.0), ("<unk>", 0.0), ("<unk>NOTUSED", -100.0)]
+        return [*first, *pieces[1:], ("<mask>", 0.0)]
     # fairseq's four special tokens stand where SentencePiece has three.
     named = [token_text(config[f"{name}_token"]) or "" for name in ("bos", "pad", "eos", "unk", "mask")]
     return [*((text, 0.0) for text in named[:4]), *pieces[3:], (named[4], 0.0)]
@@ -214,10 +216,10 @@ def _around(kind: str, config: Mapping[str, Any], pieces: Pieces, added: Sequenc
     """What is put around a text and a pair of texts."""
     ids = {text: number for number, (text, _) in enumerate(pieces)} | {one["content"]: one["id"] for one in added}
     eos = token_text(config["eos_token"]) or "</s>"
-    bos = [token_text(config["bos_token"]) or "<s>"] if kind == "XLMRobertaTokenizer" else []
+    bos = [] if kind == "T5Tokenizer" else [token_text(config["bos_token"]) or "<s>"]
     first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
     begin, end = [_special(text) for text in bos], [_special(eos)]
-    # XLM-RoBERTa keeps two ends between the texts of a pair.
+    # RoBERTa's kin keep two ends between the texts of a pair.
     between = end * (len(bos) + 1)
     return {
         "type": "TemplateProcessing",
