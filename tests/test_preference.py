@@ -275,6 +275,12 @@ def test_replies_found_good_alone_can_be_learned(told: Any, tmp_path: Path) -> N
     assert set(run.metrics["valid"]) == {"chosen_reward"}
 
 
+def test_one_reply_a_pass_is_little_for_kto_and_is_told(told: Any) -> None:
+    said: list[Event] = []
+    train(told("kto", steps=1, batch_size=1, eval=False), sink=said.append)
+    assert any("--batch-size 1" in event.text for event in said if isinstance(event, Notice))
+
+
 def test_texts_without_a_template(told: Any, tmp_path: Path) -> None:
     bare = write_checkpoint(tmp_path / "bare", "llama", overrides=SMALL, chat_template=None)
     run = train(told("dpo", model=str(bare)))

@@ -131,7 +131,7 @@ def test_systems_tools_histories_and_longer_replies() -> None:
         ),
         ({"prompt": [USER], "chosen": [USER], "rejected": [assistant("b")]}, "prompts that differ"),
         ({"prompt": [USER, assistant("x")], "chosen": "a", "rejected": "b"}, "ends with assistant"),
-        ({"prompt": "Hi", "chosen": 1, "rejected": "b"}, "expected a list of messages, found a number"),
+        ({"prompt": "Hi", "chosen": 1, "rejected": "b"}, "text or messages in 'chosen', found a number"),
     ],
 )
 def test_bad_pairs_are_named_by_file_and_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:

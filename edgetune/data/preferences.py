@@ -274,6 +274,8 @@ def _read_reply(values: Mapping[str, Any], name: str) -> Reply:
     value = values[name]
     if isinstance(value, str) and not _is_json_list(value):
         return read_text(values, name)
+    if not isinstance(value, str | Mapping | list | tuple):
+        raise RowError(f"text or messages in {name!r}", describe(value))
     messages = _read_turns([value] if isinstance(value, Mapping) else value)
     for message in messages:
         message.pop("weight", None)

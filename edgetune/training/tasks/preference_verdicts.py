@@ -17,7 +17,7 @@ from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks import preference_losses as losses
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.preference import REWARD_METRICS, PreferenceTask, share_won
-from edgetune.training.tasks.preference_logps import Replies, score, score_base
+from edgetune.training.tasks.preference_logps import score, score_base
 from edgetune.training.tasks.preference_sequences import JudgedSequence, PreferenceBatch, SequenceMaker
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class KtoTask(PreferenceTask):
             sink(Notice(f"{split}: {sum(found)} replies found good, {len(found) - sum(found)} found bad."))
         if len(kinds["train"]) < 2:
             sink(Notice("All replies got the same verdict: with both kinds there is more to learn.", "warning"))
+        if settings.batch_size == 1:
+            sink(
+                Notice("--batch-size 1: how far the adapter went is judged by one reply; 8 or more is good.", "warning")
+            )
         self._measured_kinds = kinds.get("valid", frozenset())
         return dataset
 
@@ -74,9 +78,9 @@ class KtoTask(PreferenceTask):
         import torch
 
         return PreferenceBatch(
-            Replies.of([row.whole for row in sequences], device, packed=self.packed),
+            self.replies([row.whole for row in sequences], device),
             len(sequences),
-            Replies.of([row.mismatched for row in sequences], device, packed=self.packed),
+            self.replies([row.mismatched for row in sequences], device),
             torch.tensor([row.example.good for row in sequences], device=device),
         )
 
