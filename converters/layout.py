@@ -1,7 +1,7 @@
 """The way back: where the weights of a checkpoint lie in a GGUF file, so that they can be used from there as they are.
 
 Only rearrangements of rows are undone, and sums and factors on vectors: a matrix stays in its quantized blocks, bit for
-bit. What cannot be undone so is refused. Reads no tensor.
+bit, and one that was transposed is said to be. What cannot be undone so is refused. Reads no tensor.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.base import EMBEDDING, HEAD, Target, Weight, find_family
+from converters.base import EMBEDDING, HEAD, Family, Target, Weight, find_family
 from converters.errors import CorruptCheckpoint, UnsupportedModel
-from converters.operations import Add, RotaryRows, RowSlice, Scale
+from converters.operations import Add, RotaryRows, RowSlice, Scale, Transpose
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,39 @@ class Piece:
     """What has to be added to its values, after `factor`."""
     factor: float = 1.0
     """What its values have to be multiplied by."""
+    turned: bool = False
+    """Whether the checkpoint has the matrix the other way round, (in, out)."""
 
 
-def locate_weights(values: Mapping[str, Any], tensors: Collection[str]) -> Mapping[str, tuple[Piece, ...]]:
-    """Checkpoint name → the pieces whose rows, one after the other, are that weight.
+def locate_weights(
+    values: Mapping[str, Any], tensors: Collection[str], names: Sequence[str]
+) -> Mapping[str, tuple[Piece, ...]]:
+    """Name in the checkpoint → the pieces whose rows, one after the other, are that weight.
 
-    `values` are the fields of the checkpoint's config.json, `tensors` the names in the file. A tied head is left out.
-    Raises `UnsupportedModel` for a family whose weights cannot be used from a GGUF file as they are,
-    `CorruptCheckpoint` for a file that lacks some.
+    `values` are the fields of the checkpoint's config.json, `tensors` the names in the file, `names` those that the
+    checkpoint has, or the model in torch. Of experts in one stack, the rows follow each other expert by expert. A tied
+    head is left out, and so is a name that the family does not know. Raises `UnsupportedModel` for a family whose
+    weights cannot be used from a GGUF file as they are, `CorruptCheckpoint` for a file that lacks some.
     """
     family = find_family(values)
-    found = {}
-    for name, entry in family.table.items():
-        if name == family.head_name and HEAD not in tensors and EMBEDDING in tensors:
-            continue
-        pieces = tuple(_piece(entry, target) for target in sorted(entry.targets, key=_start))
-        if missing := [piece.tensor for piece in pieces if piece.tensor not in tensors]:
-            raise CorruptCheckpoint(f"The file lacks the tensor {missing[0]!r}.", hint="Convert or download it again.")
-        found[name] = pieces
-    return found
+    family.adopt(names)
+    held = _held(family, tensors)
+    known = {name: held[family.canonical(name)] for name in names if family.canonical(name) in held}
+    return {
+        name: tuple(_piece(entry, target) for target in sorted(entry.targets, key=_start))
+        for name, entry in known.items()
+    }
+
+
+def _held(family: Family, tensors: Collection[str]) -> dict[str, Weight]:
+    """The family's weights but for a tied head; raises `CorruptCheckpoint` unless the file has them."""
+    table = dict(family.table)
+    if HEAD not in tensors and EMBEDDING in tensors:
+        table.pop(family.head_name, None)
+    missing = [target.name for entry in table.values() for target in entry.targets if target.name not in tensors]
+    if missing:
+        raise CorruptCheckpoint(f"The file lacks the tensor {missing[0]!r}.", hint="Convert or download it again.")
+    return table
 
 
 def _start(target: Target) -> int:
@@ -58,7 +72,7 @@ def _start(target: Target) -> int:
 def _piece(entry: Weight, target: Target) -> Piece:
     if target.expert is not None:
         raise UnsupportedModel(
-            "Experts lie stacked in a GGUF file, and are not used from there.",
+            f"{entry.name!r} lies in a stack of experts, and is not used from there by itself.",
             hint="Train on the Hugging Face directory that the file was made from.",
         )
     settings: dict[str, Any] = {}
@@ -72,6 +86,8 @@ def _piece(entry: Weight, target: Target) -> Piece:
             settings["add"] = -operation.amount
         elif isinstance(operation, Scale):
             settings["factor"] = 1.0 / operation.factor
+        elif isinstance(operation, Transpose):
+            settings["turned"] = True
         else:
             raise UnsupportedModel(
                 f"{entry.name!r} went through {type(operation).__name__} on its way into the file.",
@@ -86,8 +102,7 @@ class GgufModel:
     def __init__(self, values: Mapping[str, Any], tensors: Collection[str]) -> None:
         """`values` are the fields of config.json, `tensors` the names in the file."""
         self.values = values
-        family = find_family(values)
-        self._shapes = {name: family.table[name].shape for name in locate_weights(values, tensors)}
+        self._shapes = {name: entry.shape for name, entry in _held(find_family(values), tensors).items()}
 
     def __enter__(self) -> GgufModel:
         return self

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -198,15 +198,16 @@ def model_name(model_dir: Path) -> str:
     return path.name
 
 
-def locate_gguf_weights(header: GgufHeader, config: Mapping[str, Any]) -> Mapping[str, tuple[converters.Piece, ...]]:
-    """Where the weights of the checkpoint that `config` (config.json) describes lie in the file of `header`.
+def locate_gguf_weights(
+    header: GgufHeader, config: Mapping[str, Any], names: Sequence[str]
+) -> Mapping[str, tuple[converters.Piece, ...]]:
+    """Where the weights `names` of the model that `config` (config.json) describes lie in the file of `header`.
 
-    Checkpoint name → pieces whose rows, one after the other, are that weight; a tied head is left out. Raises
-    `UnsupportedError` for a family whose weights cannot be used from a file as they are, `CorruptFileError` for a file
-    that lacks some.
+    Name → pieces whose rows, one after the other, are that weight; a tied head is left out. Raises `UnsupportedError`
+    for a family whose weights cannot be used from a file as they are, `CorruptFileError` for a file that lacks some.
     """
     with _translated_errors():
-        return converters.locate_weights(config, [tensor.name for tensor in header.tensors])
+        return converters.locate_weights(config, [tensor.name for tensor in header.tensors], names)
 
 
 def check_convertible(model_dir: Path) -> None:

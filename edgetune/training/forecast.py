@@ -204,6 +204,11 @@ def _without_weights(settings: TrainSettings, model_dir: Path, dtype: torch.dtyp
 
     task = find_task("completion")
     config = read_config(model_dir, task)
+    if getattr(config, "num_experts_per_tok", None):
+        raise UnsupportedError(
+            f"{model_dir} is a mixture of experts, whose memory cannot be foretold: the data say which are computed.",
+            hint="Begin with edgetune train … --batch-size 1 --grad-checkpointing.",
+        )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         model.requires_grad_(False)

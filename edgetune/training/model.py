@@ -168,6 +168,10 @@ def add_adapter(
     except ValueError as error:
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise UsageError(f"The adapter does not fit the model: {reason}.", hint=_adaptable(model)) from error
+    if model_dir.is_file():
+        from edgetune.training.gguf_base.experts import adapt_experts
+
+        adapt_experts(adapted)
     adapted.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -195,7 +199,7 @@ def _targets(model: Any, names: tuple[str, ...]) -> str | list[str]:
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if _is_target(module) and type(module).__name__ != "Embedding" and module is not head
+        if _is_target(module) and not type(module).__name__.endswith("Embedding") and module is not head
     }
     return sorted({*names, *linear} - {ALL_LINEAR})
 
@@ -218,7 +222,7 @@ def _check_names(model: Any, settings: TrainSettings) -> None:
 
 def _check_rank(model: Any, settings: TrainSettings) -> None:
     """Raise `UsageError` for a rank above that of every weight: such an adapter can say no more, and may be huge."""
-    highest = max((min(module.weight.shape) for module in model.modules() if _is_target(module)), default=0)
+    highest = max((min(_sizes(module)) for module in model.modules() if _is_target(module)), default=0)
     wanted = {"--rank": settings.rank, **{f"--rank-pattern {p}": rank for p, rank in settings.rank_pattern.items()}}
     for name, rank in wanted.items():
         if highest and rank > highest:
@@ -243,7 +247,12 @@ def _adaptable(model: Any) -> str:
 
 
 def _is_target(module: Any) -> bool:
-    return type(module).__name__ in ("Linear", "Conv1D", "Embedding")
+    return type(module).__name__ in ("Linear", "Conv1D", "Embedding", "BlockLinear", "BlockEmbedding")
+
+
+def _sizes(module: Any) -> tuple[int, ...]:
+    """Rows and columns of a target's weight, which is not made for that where it lies in blocks."""
+    return tuple(module.blocks.shape if hasattr(module, "blocks") else module.weight.shape)
 
 
 def _tell(adapted: Any, settings: TrainSettings, sink: Sink) -> None:

@@ -19,10 +19,6 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     Raises `UnsupportedError` for an architecture that transformers does not read from GGUF.
     """
     header = read_gguf_header(path)
-    if header.number("expert_count"):
-        raise UnsupportedError(
-            f"{path} is a mixture of experts, which lie stacked in a GGUF file and are not used from there.", hint=_HINT
-        )
     if recorded := header.metadata.get(CONFIG_KEY):
         values: dict[str, Any] = json.loads(str(recorded))
         return values
@@ -31,6 +27,8 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
     transformers.utils.logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        if header.number("expert_count") and config.model_type == "llama":
+            config = _as_mixtral(header, config)
         model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
         raise UnsupportedError(
@@ -38,6 +36,15 @@ def read_gguf_config(path: Path) -> dict[str, Any]:
             hint=_HINT,
         ) from error
     return {**config.to_dict(), **_left_out(header, config), "architectures": [model_class.__name__]}
+
+
+def _as_mixtral(header: GgufHeader, config: Any) -> Any:
+    """A "llama" with experts is a Mixtral, which transformers takes for a dense model."""
+    import transformers
+
+    same = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
+    used = {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+    return transformers.MixtralConfig(**same, **{name: header.number(key) for name, key in used.items()})
 
 
 def _left_out(header: GgufHeader, config: Any) -> dict[str, Any]:
@@ -48,4 +55,8 @@ def _left_out(header: GgufHeader, config: Any) -> dict[str, Any]:
         for name in ("head_dim", "query_pre_attn_scalar"):
             if hasattr(config, name):
                 found[name] = head_size
+    keys = {"moe_intermediate_size": "expert_feed_forward_length"}
+    if config.model_type == "gpt2":
+        keys = {"n_positions": "context_length", "n_inner": "feed_forward_length"}
+    found |= {name: size for name, key in keys.items() if hasattr(config, name) and (size := header.number(key))}
     return found

@@ -1,4 +1,4 @@
-"""Layers that compute with a matrix in blocks: dequantized in the forward pass, let go, and again in the backward pass.
+"""Layers that compute with matrices in blocks: dequantized in the forward pass, let go, and again in the backward pass.
 
 To PEFT and to everything else they are linear layers and embeddings; `weight` gives the numbers to whoever asks.
 """
@@ -27,22 +27,42 @@ class _LinearFunction(torch.autograd.Function):
     """y = x·Wᵀ + b of a frozen W; keeps nothing of W, of which no more than a piece exists at a time."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: BlockLinear, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.layer = layer
-        out = x.new_empty(*x.shape[:-1], layer.out_features)
-        for at, weight in layer.blocks.pieces(x.dtype, layer.device):
+    def forward(ctx: Any, x: torch.Tensor, blocks: Blocks, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.blocks = blocks
+        out = x.new_empty(*x.shape[:-1], blocks.shape[0])
+        for at, weight in blocks.pieces(x.dtype, x.device):
             out[..., at : at + len(weight)] = x @ weight.t()
         return out if bias is None else out.add_(bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        grad_x = grad.new_zeros(*grad.shape[:-1], ctx.layer.in_features, dtype=torch.float32)
-        for at, weight in ctx.layer.blocks.pieces(grad.dtype, ctx.layer.device):
+        grad_x = grad.new_zeros(*grad.shape[:-1], ctx.blocks.columns, dtype=torch.float32)
+        for at, weight in ctx.blocks.pieces(grad.dtype, grad.device):
             grad_x += grad[..., at : at + len(weight)] @ weight
         return grad_x.to(grad.dtype), None, None
 
 
-class BlockLinear(torch.nn.Linear):
+class InBlocks:
+    """What layers in blocks share."""
+
+    dtype: torch.dtype
+    """What their numbers are computed in."""
+    device: torch.device
+    rounds = False
+    """Whether inputs are rounded to 8 bits, as llama.cpp does before it multiplies with quantized blocks."""
+
+    def _prepared(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype) if torch.is_autocast_enabled(self.device.type) else x
+
+    def _product(self, x: torch.Tensor, blocks: Blocks, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x·Wᵀ + b, (…, in) → (…, out)."""
+        if self.rounds and (size := _INPUT_BLOCKS.get(blocks.kind, _K_BLOCK)):
+            x = _rounded(x, size)
+        result: torch.Tensor = _LinearFunction.apply(x, blocks, bias)  # type: ignore[no-untyped-call]
+        return result
+
+
+class BlockLinear(InBlocks, torch.nn.Linear):
     """A frozen linear layer whose matrix stays in its blocks."""
 
     def __init__(self, blocks: Blocks, bias: torch.Tensor | None, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -50,9 +70,6 @@ class BlockLinear(torch.nn.Linear):
         self.out_features, self.in_features = blocks.shape
         self.blocks, self.dtype, self.device = blocks, dtype, device
         self.bias = None if bias is None else torch.nn.Parameter(bias.to(device, dtype), requires_grad=False)  # type: ignore[assignment]
-
-    rounds = False
-    """Whether inputs are rounded to 8 bits, as llama.cpp does before it multiplies with quantized blocks."""
 
     def numbers(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix, dequantized: (out, in)."""
@@ -65,17 +82,13 @@ class BlockLinear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, in) → (…, out)"""
-        x = input.to(self.dtype) if torch.is_autocast_enabled(self.device.type) else input
-        if self.rounds and (size := _INPUT_BLOCKS.get(self.blocks.kind, _K_BLOCK)):
-            x = _rounded(x, size)
-        result: torch.Tensor = _LinearFunction.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
-        return result
+        return self._product(self._prepared(input), self.blocks, self.bias)
 
     def reset_parameters(self) -> None:
         """Nothing: the matrix is the file's."""
 
 
-class BlockEmbedding(torch.nn.Embedding):
+class BlockEmbedding(InBlocks, torch.nn.Embedding):
     """A frozen embedding whose table stays in its blocks; only the rows asked for are dequantized."""
 
     def __init__(self, blocks: Blocks, *, scale: float, dtype: torch.dtype, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.tokenizer import GgufTokenizer
 from edgetune.events import Progress, Sink, ignore
 from edgetune.training.gguf_base.config import read_gguf_config
-from edgetune.training.gguf_base.load import PROBE, divergence, load_gguf_base
-from edgetune.training.gguf_base.modules import BlockLinear
+from edgetune.training.gguf_base.experts import adapt_experts
+from edgetune.training.gguf_base.load import PROBE, divergence, load_gguf_base, rounding
 
 _MARGIN = 4.0
 """Allowed mean KL, as a multiple of what rounding activations causes in torch."""
@@ -52,6 +52,7 @@ def prove_adapter(base_path: Path, adapter_dir: Path, lora_path: Path, *, sink: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.PeftModel.from_pretrained(base, str(adapter_dir)).eval()
+    adapt_experts(model)
     sink(Progress("torch", 1, 2, label="comparing"))
     adapted, rounded = _torch_logits(model, ids), _torch_logits(model, ids, rounds=True)
     found = _llama_logits(base_path, ids, lora_path)
@@ -106,13 +107,8 @@ def _scaled(model: Any, scale: float) -> Iterator[None]:
 
 
 def _torch_logits(model: Any, ids: list[int], *, rounds: bool = False) -> torch.Tensor:
-    layers = [module for module in model.modules() if isinstance(module, BlockLinear)]
-    for layer in layers:
-        layer.rounds = rounds
-    with torch.no_grad():
+    with torch.no_grad(), rounding(model) if rounds else nullcontext():
         result: torch.Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
-    for layer in layers:
-        layer.rounds = False
     return result
 
 
