@@ -72,8 +72,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             calls.append(("close", None))
 
     class WandbRun:
-        def log(self, data: dict[str, float], step: int) -> None:
-            calls.append(("wandb log", (data, step)))
+        def define_metric(self, name: str, step_metric: str | None = None) -> None:
+            calls.append(("wandb metric", (name, step_metric)))
+
+        def log(self, data: dict[str, float]) -> None:
+            calls.append(("wandb log", data))
 
         def finish(self, exit_code: int) -> None:
             calls.append(("wandb finish", exit_code))
@@ -138,7 +141,9 @@ def test_all_three_are_told_every_measurement_and_stay_offline(settings: TrainSe
     assert (options["mode"], options["dir"], options["resume"]) == ("offline", str(run.path.resolve()), "allow")
     assert options["config"]["rank"] == 2
     logged = calls.named("wandb log")
-    assert [step for data, step in logged if "train/loss" in data] == [1, 2, 3]
+    assert [data["step"] for data in logged if "train/loss" in data] == [1, 2, 3]
+    assert ("*", "step") in calls.named("wandb metric")
+    assert options["settings"]["console"] == "off"
     assert calls.named("wandb finish") == [0]
 
     assert calls.named("mlflow client") == [f"sqlite:///{run.path.resolve() / 'mlflow.db'}"]

@@ -5,6 +5,7 @@ MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME name another place. Not its plain
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ class Mlflow(Installed):
 
     def __init__(self, run: Run, step: int) -> None:
         mlflow: Any = import_module("mlflow")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its lines would cross ours
         self.entities: Any = import_module("mlflow.entities")
         place = run.path.resolve()
         own = not os.environ.get("MLFLOW_TRACKING_URI")

@@ -14,6 +14,9 @@ from typing import Any
 from edgetune.artifacts import Run
 from edgetune.training.reporters.base import Installed
 
+_STEP = "step"
+"""What curves are drawn over."""
+
 
 class Wandb(Installed):
     """One W&B run, gone on with when ours is."""
@@ -30,12 +33,16 @@ class Wandb(Installed):
             mode=os.environ.get("WANDB_MODE", "offline"),
             dir=str(run.path.resolve()),
             config={**run.settings, "task": run.task, "base": run.base_name},
-            settings=wandb.Settings(silent=True),
+            # What the terminal shows is not for another process to read along.
+            settings=wandb.Settings(silent=True, console="off"),
         )
+        # W&B's own count of steps never goes back, as a run does that is gone on with from its checkpoint.
+        self.run.define_metric(_STEP)
+        self.run.define_metric("*", step_metric=_STEP)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """The values at their step."""
-        self.run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+        self.run.log({_STEP: step} | {f"{split}/{name}": value for name, value in values.items()})
 
     def end(self, finished: bool) -> None:
         """Close it, as failed where it was stopped."""
