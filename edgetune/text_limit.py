@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _NAMES = (
@@ -16,6 +17,18 @@ _COUNTED_FROM_PADDING = (
 """`model_type` of those whose first token stands at the position after the padding token's id."""
 _PADDING = 1
 """The padding token of these, where the config does not name it."""
+
+
+_TABLE = re.compile(r"(^|\.)(wpe|positions_embed|embed_positions|position_embeddings?|position_embd)\.weight$")
+"""Names of tables of positions among the weights."""
+
+_COMPUTED_TABLE = ("codegen", "ctrl", "gptj")
+"""`model_type` of those whose table is computed, as long as the config says, and in no file."""
+
+
+def bounds_positions(model_type: str, weights: Iterable[str]) -> bool:
+    """Whether a model with these `weights` cannot run longer texts than `positions` says, as it looks them up."""
+    return model_type in _COMPUTED_TABLE or any(_TABLE.search(name) for name in weights)
 
 
 def positions(config: Mapping[str, Any]) -> int | None:

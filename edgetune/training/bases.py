@@ -15,7 +15,14 @@ from edgetune.data.char_text import load_chars
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Sink
 from edgetune.export import BASE_CONFIG
-from edgetune.fingerprint import fingerprint_checkpoint, fingerprint_gguf, read_chat_template, transformer_dir
+from edgetune.fingerprint import (
+    fingerprint_checkpoint,
+    fingerprint_gguf,
+    read_chat_template,
+    read_safetensors_header,
+    safetensors_files,
+    transformer_dir,
+)
 from edgetune.gguf_header import read_gguf, read_gguf_header
 from edgetune.library import find_model
 from edgetune.paths import write_json
@@ -84,6 +91,13 @@ def read_config(path: Path, task: Task) -> Any:
         ) from error
     task.check_config(config, architecture, path)
     return config
+
+
+def weight_names(path: Path) -> list[str]:
+    """The names of the base's tensors."""
+    if is_gguf(path):
+        return [tensor.name for tensor in read_gguf_header(path).tensors]
+    return [name for weights_path in safetensors_files(path) for name in read_safetensors_header(weights_path)[0]]
 
 
 def read_template(path: Path) -> str | None:

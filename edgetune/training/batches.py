@@ -72,12 +72,17 @@ def epoch_batches(
     return [batches[index] for index in random.permutation(len(batches))]
 
 
-def collate(sequences: Sequence[Tokenized], device: torch.device) -> Batch:
-    """Pad `sequences` on the right to one length, that of the longest rounded up."""
+def padded_length(longest: int, most: int | None) -> int:
+    """What `longest` is padded to: rounded up, but to no more than `most`, which a model may have no positions for."""
+    rounded = longest + -longest % _LENGTH_STEP
+    return max(longest, min(rounded, most or rounded))
+
+
+def collate(sequences: Sequence[Tokenized], device: torch.device, *, most: int | None = None) -> Batch:
+    """Pad `sequences` on the right to one length, that of the longest rounded up where `most` allows it."""
     import torch
 
-    longest = max(len(sequence.ids) for sequence in sequences)
-    longest += -longest % _LENGTH_STEP
+    longest = padded_length(max(len(sequence.ids) for sequence in sequences), most)
     ids = np.zeros((len(sequences), longest), dtype=np.int64)
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORED)

@@ -24,6 +24,7 @@ from edgetune.training.loss import prompt_length
 from edgetune.training.memory import HEADROOM, Memory, estimate, frozen_base
 from edgetune.training.methods import find_method
 from edgetune.training.model import context_length, text_config
+from edgetune.training.prepare import choose_max_length
 from edgetune.training.speed import speed_up
 from edgetune.training.tasks import find_task
 
@@ -82,6 +83,7 @@ def forecast(settings: TrainSettings) -> Forecast:
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     config, adapted = _without_weights(settings, model_dir, dtype)
+    choose_max_length(settings, model_dir, config)
     if prompt_length(adapted):
         raise UnsupportedError(
             f"The memory of --method {settings.method} is not forecast.",
@@ -167,6 +169,7 @@ def probe(settings: TrainSettings, *, seconds: float = _PROBE_SECONDS, sink: Sin
         start_checkpointing(model)
     adapted = method.attach(model, settings, model_dir, task, sink=ignore)
     length = settings.max_length
+    task.max_length = length  # type: ignore[attr-defined]
     layout = speed_up(adapted, settings, task, lengths=[length], max_length=length, device=device, sink=ignore)
     rows = _random_rows(length, text_config(config).vocab_size)
     adapted.train()

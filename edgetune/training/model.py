@@ -68,8 +68,10 @@ def check_base(model_dir: Path) -> dict[str, Any]:
 
 
 def context_length(config: Any) -> int:
-    """How many tokens the model was made for; 0 when its config does not say."""
-    return positions(text_config(config).to_dict()) or 0
+    """How many tokens the model, and both where two are put together, was made for; 0 when its config does not say."""
+    parts: list[Any] = [getattr(config, "encoder", None), text_config(config)]
+    known = (positions(part.to_dict()) for part in parts if hasattr(part, "to_dict"))
+    return min(filter(None, known), default=0)
 
 
 def text_config(config: Any) -> Any:

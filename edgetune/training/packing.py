@@ -48,7 +48,7 @@ class PackedBatch:
     position_ids: torch.Tensor
     """(1, tokens)"""
     attention_mask: torch.Tensor
-    """(1, 1, 1, sequences): their lengths, on the CPU; the last one may be filling."""
+    """(1, 1, 1, sequences): their lengths, on the CPU; the last ones may be filling."""
     labels: torch.Tensor
     """(1, tokens): the token to predict at each position, or `IGNORED`."""
     tokens: int
@@ -92,8 +92,9 @@ def collate_packed(sequences: Sequence[Tokenized], device: torch.device) -> Pack
 
     lengths = [len(sequence.ids) for sequence in sequences]
     tokens = sum(lengths)
-    if filling := -tokens % ROW_STEP:
-        lengths.append(filling)
+    # In stretches no longer than the sequences: a model may have no positions for more.
+    filling, longest = -tokens % ROW_STEP, max(lengths)
+    lengths += [min(longest, filling - at) for at in range(0, filling, longest)]
     ids = np.zeros(tokens + filling, dtype=np.int64)
     labels = np.full(tokens + filling, IGNORED, dtype=np.int64)
     at = 0

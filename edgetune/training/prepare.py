@@ -15,7 +15,15 @@ from edgetune.data import Dataset, Split, TextTokenizer, TrainingSequence
 from edgetune.errors import UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.paths import bytes_text
-from edgetune.training.bases import find_base, load_base_tokenizer, read_config, read_raw_config, read_template
+from edgetune.text_limit import bounds_positions
+from edgetune.training.bases import (
+    find_base,
+    load_base_tokenizer,
+    read_config,
+    read_raw_config,
+    read_template,
+    weight_names,
+)
 from edgetune.training.device import choose_device, choose_dtype, free_memory_bytes, memory_bytes
 from edgetune.training.fused_lora import fuse_lora
 from edgetune.training.fused_loss import has_known_head
@@ -37,6 +45,9 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_MAX_LENGTH = 2048
+
+_LEAST_LENGTH = 8
+"""As `TrainSettings` has it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ def prepare(settings: TrainSettings, *, now: datetime | None = None, sink: Sink 
     _check_options(settings, task)
     dataset = task.read(settings, model_dir, has_template=has_template, sink=sink)
     config = read_config(model_dir, task)
-    max_length = _max_length(settings.max_length, context_length(config), sink)
+    max_length = choose_max_length(settings, model_dir, config, sink=sink)
     tokenizer = load_base_tokenizer(model_dir, chat_template=template, now=now)
     _check_metric(settings, task, has_valid="valid" in dataset.examples)
     splits = task.tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
@@ -279,10 +290,21 @@ def _check_options(settings: TrainSettings, task: Task) -> None:
             raise UsageError(f"--option {name} is not known to {of}.", hint=told or "It has no options.")
 
 
-def _max_length(wanted: int, context: int, sink: Sink) -> int:
+def choose_max_length(settings: TrainSettings, model_dir: Path, config: Any, *, sink: Sink = ignore) -> int:
+    """The length asked for, or the usual one. Raises `UsageError` for more tokens than the model has positions for."""
+    wanted, context = settings.max_length, context_length(config)
+    prompt = settings.prompt_tokens if settings.method == "prompt" else 0
+    is_bound = bool(context) and bounds_positions(config.model_type, weight_names(model_dir))
+    room = context - prompt if is_bound else context
+    if is_bound and room < max(wanted, _LEAST_LENGTH):
+        beside = f", {prompt} of them for the trained prompt" if prompt else ""
+        raise UsageError(
+            f"--max-length is {wanted or _LEAST_LENGTH}, but {model_dir} has {context} positions for tokens{beside}.",
+            hint=f"Use --max-length {room} or less." if room >= _LEAST_LENGTH else "Use fewer --prompt-tokens.",
+        )
     if not wanted:
-        return min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
-    if context and wanted > context:
+        return min(DEFAULT_MAX_LENGTH, room or DEFAULT_MAX_LENGTH)
+    if room and wanted > room:
         sink(Notice(f"--max-length {wanted} is more than the model's context of {context} tokens.", "warning"))
     return wanted
 

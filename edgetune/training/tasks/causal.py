@@ -50,6 +50,8 @@ class CausalTask:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.max_length: int | None = None
+        """No sequence is longer, nor padded to more; None before there are sequences."""
         self._texts = -1
 
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
@@ -88,7 +90,7 @@ class CausalTask:
         self, dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink
     ) -> Mapping[str, Split[Tokenized]]:
         """Token ids and which of them are learned."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self.max_length = tokenizer, max_length
         return self._make(dataset, tokenizer, max_length=max_length, sink=sink)
 
     def head_modules(self, model: Any) -> list[str]:
@@ -107,7 +109,7 @@ class CausalTask:
 
     def collate(self, sequences: Sequence[Tokenized], device: torch.device) -> Batch:
         """Padded rows."""
-        return collate(sequences, device)
+        return collate(sequences, device, most=self.max_length)
 
     def summed_loss(self, model: Any, batch: Batch | PackedBatch) -> torch.Tensor:
         """Cross entropy over the learned tokens."""

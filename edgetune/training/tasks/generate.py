@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.text_limit import bounds_positions, positions
+from edgetune.training.loss import prompt_length
+from edgetune.training.model import text_config
+
 _AT_ONCE = 16
 
 
@@ -26,20 +30,36 @@ def greedy(
     """The ids that `model` writes for each prompt, without the prompt and from the end token on without anything.
 
     With `starts` (decoder_start_token_id, forced_bos_token_id) the model is an encoder-decoder and prompts are its
-    sources. What takes longer than `most_seconds` stays as far as it has come.
+    sources. What takes longer than `most_seconds` stays as far as it has come, as does what has come to the last
+    position that `model` has.
     """
     how = {**(starts or {}), "max_time": most_seconds}
+    places, from_sources = _places(model), starts is not None
+    room = [most_tokens if places is None else places - (1 if from_sources else len(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    written: dict[int, list[int]] = {}
-    for at in range(0, len(order), _AT_ONCE):
-        indices = order[at : at + _AT_ONCE]
+    # One that ends before the others would end them too.
+    ample = [index for index in order if room[index] >= most_tokens]
+    scarce = [[index] for index in order if 0 < room[index] < most_tokens]
+    written: dict[int, list[int]] = {index: [] for index in order}
+    done = len(order) - len(ample) - len(scarce)
+    for indices in [*(ample[at : at + _AT_ONCE] for at in range(0, len(ample), _AT_ONCE)), *scarce]:
         chosen = [prompts[index] for index in indices]
-        found = _batch(model, chosen, most_tokens, sorted(end_ids), pad_id, how, from_sources=starts is not None)
+        most = min(most_tokens, room[indices[0]])
+        found = _batch(model, chosen, most, sorted(end_ids), pad_id, how, from_sources=from_sources)
         for index, row in zip(indices, found, strict=True):
             end = next((place for place, token in enumerate(row) if token in end_ids), len(row))
             written[index] = row[:end]
-        tick(min(at + _AT_ONCE, len(order)), len(order))
+        done += len(indices)
+        tick(done, len(order))
     return [written[index] for index in range(len(prompts))]
+
+
+def _places(model: Any) -> int | None:
+    """Positions for a prompt and what is written behind it; None where they have no end."""
+    config = text_config(model.config)
+    names = (name for name, _ in model.named_parameters())
+    known = positions(config.to_dict()) if bounds_positions(config.model_type, names) else None
+    return None if known is None else known - prompt_length(model)
 
 
 def _batch(

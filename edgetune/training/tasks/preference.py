@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data import Dataset, Masker, Split, TextTokenizer
+from edgetune.data import Dataset, Masker, Split, TextTokenizer, Tokenized
 from edgetune.data.columns import Columns
 from edgetune.data.dataset import read_columns, tell_losses
 from edgetune.errors import DataError, UnsupportedError
 from edgetune.events import Notice, Progress, Sink
 from edgetune.training.settings import TrainSettings
 from edgetune.training.tasks.causal import CausalTask
+from edgetune.training.tasks.preference_logps import Replies
 from edgetune.training.tasks.preference_sequences import PreferenceBatch, SequenceMaker
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class PreferenceTask(CausalTask):
         self, dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink
     ) -> Mapping[str, Split[Any]]:
         """Token ids of every reply behind its prompt, and which of them are the reply's."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self.max_length = tokenizer, max_length
         masker = Masker(tokenizer, max_length)
         splits = {}
         for name, rows in dataset.examples.items():
@@ -130,6 +131,10 @@ class PreferenceTask(CausalTask):
     def judge(self, model: Any, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each pair or judged reply, and the rewards: (2, pairs) or (1, replies)."""
         raise NotImplementedError
+
+    def replies(self, sequences: Sequence[Tokenized], device: torch.device) -> Replies:
+        """`sequences` as one pass takes them."""
+        return Replies.of(sequences, device, packed=self.packed, most=self.max_length)
 
     def summed_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Over the pairs, or judged replies."""

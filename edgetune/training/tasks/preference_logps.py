@@ -36,11 +36,14 @@ class Replies:
     """(sequences,): learned tokens of each."""
 
     @classmethod
-    def of(cls, sequences: Sequence[Tokenized], device: torch.device, *, packed: bool) -> Replies:
-        """`sequences` as padded rows, or in one packed row."""
+    def of(
+        cls, sequences: Sequence[Tokenized], device: torch.device, *, packed: bool, most: int | None = None
+    ) -> Replies:
+        """`sequences` as rows padded to no more than `most` tokens, or in one packed row."""
         import torch
 
-        rows: Batch | PackedBatch = collate_packed(sequences, device) if packed else collate(sequences, device)
+        rows: Batch | PackedBatch
+        rows = collate_packed(sequences, device) if packed else collate(sequences, device, most=most)
         counts = np.array([int(sequence.learned[1:].sum()) for sequence in sequences])
         owners = np.repeat(np.arange(len(sequences)), counts)
         return cls(rows, torch.from_numpy(owners).to(device), torch.from_numpy(counts).to(device))

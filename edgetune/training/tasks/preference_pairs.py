@@ -14,7 +14,7 @@ from edgetune.errors import UsageError
 from edgetune.training.tasks import preference_losses as losses
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.preference import REWARD_METRICS, PreferenceTask, share_won
-from edgetune.training.tasks.preference_logps import Replies, score, score_base
+from edgetune.training.tasks.preference_logps import score, score_base
 from edgetune.training.tasks.preference_sequences import PairSequence, PreferenceBatch, SequenceMaker
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PairedTask(PreferenceTask):
     def collate(self, sequences: Sequence[Any], device: torch.device) -> Any:
         """All chosen replies, then all rejected ones."""
         every = [*(pair.chosen for pair in sequences), *(pair.rejected for pair in sequences)]
-        return PreferenceBatch(Replies.of(every, device, packed=self.packed), len(sequences))
+        return PreferenceBatch(self.replies(every, device), len(sequences))
 
     @property
     def metrics(self) -> Mapping[str, bool]:

@@ -21,6 +21,7 @@ from edgetune.errors import DataError, UnsupportedError
 from edgetune.events import Progress, Sink
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.text_limit import positions
+from edgetune.training.batches import padded_length
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.choose import Kind, base_kind
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from edgetune.training.settings import TrainSettings
 
 Ids = NDArray[np.int32]
-
-LENGTH_STEP = 16
-"""Batches are padded to a multiple of this: oneDNN keeps kernels for every shape it meets."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +213,7 @@ def pad_rows(
     """
     import torch
 
-    longest = max(len(row) for row in rows)
-    rounded = longest + -longest % LENGTH_STEP
-    longest = max(longest, min(rounded, most or rounded))
+    longest = padded_length(max(len(row) for row in rows), most)
     ids = np.full((len(rows), longest), fill, dtype=np.int64)
     mask = np.zeros_like(ids)
     for at, row in enumerate(rows):
