@@ -1,11 +1,13 @@
 """What preference tuning learns from real pairs: pocket, held-out pairs before and after, as a table.
 
-    python -m benchmarks.preference [TASK…] [--pairs demo|order] [--write]
+    python -m benchmarks.preference [TASK…] [--pairs ends|demo|order] [--folds N] [--write]
 
-`demo`: the 300 pairs of dpo_en_demo, in three of five folds. `order`: 180 answers of gsm8k, the rejected one with its
-sentences in the opposite order; 120 to learn, 60 held out. Beside the tasks stand two peers that see the same pairs:
-the shorter reply, and a logistic regression of the words (tf-idf, chosen minus rejected). `--write` puts the rows into
-docs/preference.md, in place of those of the same name. Prompts with replies are cut to 384 tokens.
+`ends`: 400 replies of alpaca_en_demo that end with a sentence, against the same text broken off inside a sentence,
+before that end or behind it. `demo`: the 300 pairs of dpo_en_demo. `order`: 180 answers of gsm8k, the rejected one with
+its sentences in the opposite order; 120 to learn, 60 held out. Of the first two, three of five folds are held out
+in turn. Beside the tasks stand two peers that see the same pairs: the shorter reply, and a logistic regression of the
+words (tf-idf, chosen minus rejected). `--write` puts the rows into docs/preference.md, in place of those of the same
+name. Prompts with replies are cut to 384 tokens. A pair is won where the chosen reply is rewarded more, in KTO too.
 """
 
 from __future__ import annotations
@@ -28,9 +30,20 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "datasets"
 PAGE = ROOT / "docs" / "preference.md"
 FOLDS, TRIED = 5, 3
-COMMON: dict[str, Any] = {"max_length": 384, "epochs": 2, "batch_size": 8, "lr": 5e-4, "save_every": 10_000}
+COMMON: dict[str, Any] = {
+    "max_length": 384,
+    "epochs": 2,
+    "batch_size": 8,
+    "lr": 5e-4,
+    "save_every": 10_000,
+    "samples": 0,
+}
+CHOSEN: dict[str, dict[str, Any]] = {"ends": {"epochs": 1, "lr": 1.5e-3}}
+"""The better of two learning rates, 5e-4 and 1.5e-3, for dpo on a quarter of the first fold's training pairs."""
 TASKS = ("dpo", "orpo", "simpo", "kto")
 _BEGIN, _END = "<!-- benchmarks/preference.py -->", "<!-- end -->"
+
+_SENTENCE = re.compile(r"[^.!?]+(?<!\d)[.!?]+(?=\s|$)")
 
 Pairs = list[dict[str, Any]]
 Folds = Sequence[tuple[Pairs, Pairs]]
@@ -38,18 +51,32 @@ Found = list[tuple[float, float]]
 """Accuracy and margin, by fold."""
 
 
-def demo() -> list[tuple[Pairs, Pairs]]:
-    """The pairs of dpo_en_demo: what is learned, and what is held out, in three of five folds."""
-    pairs: Pairs = json.loads((DATA / "llama-factory-demos" / "dpo_en_demo.json").read_text(encoding="utf-8"))
-    order = list(range(len(pairs)))
-    random.Random(0).shuffle(order)
-    parts = [set(order[number::FOLDS]) for number in range(TRIED)]
-    return [
-        ([row for at, row in enumerate(pairs) if at not in held], [pairs[at] for at in sorted(held)]) for held in parts
-    ]
+def demo() -> Folds:
+    """The pairs of dpo_en_demo."""
+    return _folds(_read("dpo_en_demo"))
 
 
-def order() -> list[tuple[Pairs, Pairs]]:
+def ends() -> Folds:
+    """Replies of alpaca_en_demo up to the end of a sentence, against the same reply broken off inside one."""
+    made, chance = Pairs(), random.Random(0)
+    for row in _read("alpaca_en_demo"):
+        prompt = "\n\n".join(filter(None, (row["instruction"], row["input"])))
+        sentences = list(_SENTENCE.finditer(row["output"]))
+        if len(prompt) > 120 or len(sentences) < 2:
+            continue
+        count = chance.randrange(1, min(len(sentences), 4))
+        if sentences[count - 1].end() > 160:
+            count = 1
+        broken = sentences[count - chance.randrange(2)]  # the next sentence, or the last one that is kept
+        words = [word.end() for word in re.finditer(r"[\w']+", broken.group())][1:-1]
+        if words and sentences[count - 1].end() <= 160:
+            end = broken.start() + chance.choice(words)
+            replies = {"chosen": row["output"][: sentences[count - 1].end()], "rejected": row["output"][:end]}
+            made.append({"prompt": prompt, **{name: text.strip() for name, text in replies.items()}})
+    return _folds(made)
+
+
+def order() -> Folds:
     """Answers of gsm8k against themselves, the sentences in the opposite order: the same words, the same length."""
     made: Pairs = []
     with (DATA / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
@@ -63,10 +90,25 @@ def order() -> list[tuple[Pairs, Pairs]]:
     return [(made[:120], made[400:460])]
 
 
-SETS = {"demo": demo, "order": order}
+def _read(name: str) -> Pairs:
+    found: Pairs = json.loads((DATA / "llama-factory-demos" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
-def measure(task: str, folds: Folds) -> tuple[Found, Found]:
+def _folds(pairs: Pairs) -> Folds:
+    """What is learned, and what is held out, in three of five folds."""
+    order = list(range(len(pairs)))
+    random.Random(0).shuffle(order)
+    parts = [set(order[number::FOLDS]) for number in range(TRIED)]
+    return [
+        ([row for at, row in enumerate(pairs) if at not in held], [pairs[at] for at in sorted(held)]) for held in parts
+    ]
+
+
+SETS = {"ends": ends, "demo": demo, "order": order}
+
+
+def measure(task: str, folds: Folds, given: dict[str, Any]) -> tuple[Found, Found]:
     """Before and after."""
     before, after = Found(), Found()
     for rows, held in folds:
@@ -75,13 +117,27 @@ def measure(task: str, folds: Folds) -> tuple[Found, Found]:
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
                 Path(name, f"{split}.jsonl").write_text(text, encoding="utf-8")
             settings = TrainSettings(
-                model=str(ROOT / "models" / "pocket"), data=(name,), out=f"{name}/run", task=task, **COMMON
+                model=str(ROOT / "models" / "pocket"), data=(name,), out=f"{name}/run", task=task, **given
             )
-            metrics = train(settings).metrics
-        for found, which in ((before, "valid_before"), (after, "valid")):
-            found.append((metrics[which]["reward_accuracy"], metrics[which]["reward_margin"]))
-        print(task, before[-1], after[-1], flush=True)
+            run = train(settings)
+            rewards = _rewards(run.path / "predictions.jsonl")
+        first, last = run.metrics["valid_before"], run.metrics["valid"]
+        before.append((first["reward_accuracy"], first["reward_margin"]))
+        after.append((_won([better - worse for better, worse in rewards]), last["reward_margin"]))
+        print(task, first, last, after[-1], flush=True)
     return before, after
+
+
+def _rewards(predictions: Path) -> list[tuple[float, float]]:
+    """Those of each pair's replies; judged replies come one pair after the other, the good one first."""
+    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    if "reward" not in rows[0]:
+        return [(row["chosen_reward"], row["rejected_reward"]) for row in rows]
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    assert all(
+        good["prompt"] == bad["prompt"] and (good["label"], bad["label"]) == (True, False) for good, bad in pairs
+    )
+    return [(good["reward"], bad["reward"]) for good, bad in pairs]
 
 
 def shorter(folds: Folds) -> list[float]:
@@ -132,11 +188,13 @@ def _accuracy(values: Sequence[float], folds: Folds) -> str:
     return f"{mean:.3f} ± {error:.3f}"
 
 
-def line(name: str, pairs: str) -> str:
-    """A row of the table: pairs, who judges, accuracy before and after, margin after."""
-    folds = SETS[pairs]()
+def line(name: str, pairs: str, tried: int) -> str:
+    """A row of the table: pairs, who judges in `tried` folds, accuracy before and after, margin after."""
+    folds = SETS[pairs]()[:tried]
     if name in TASKS:
-        before, after = (list(zip(*found, strict=True)) for found in measure(name, folds))
+        before, after = (
+            list(zip(*found, strict=True)) for found in measure(name, folds, COMMON | CHOSEN.get(pairs, {}))
+        )
         cells = [_accuracy(before[0], folds), _accuracy(after[0], folds), f"{np.mean(after[1]):.2f}"]
     else:
         found = shorter(folds) if name == "the shorter reply" else words(folds)
@@ -160,12 +218,13 @@ def main() -> None:
     """Measure the tasks named, or all of them, and both peers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--pairs", choices=SETS, default="demo")
+    parser.add_argument("--pairs", choices=SETS, default="ends")
+    parser.add_argument("--folds", type=int, default=TRIED, help="how many of them (3)")
     parser.add_argument("--write", action="store_true", help="put the rows into docs/preference.md")
     given = parser.parse_args()
     lines, started = [], time.perf_counter()
     for name in (*(given.tasks or TASKS), "the shorter reply", "words, logistic regression"):
-        lines.append(line(name, given.pairs))
+        lines.append(line(name, given.pairs, given.folds))
         print(f"{lines[-1]}  ({time.perf_counter() - started:.0f} s)", flush=True)
     if given.write:
         write(lines)

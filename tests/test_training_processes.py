@@ -76,6 +76,23 @@ def test_two_processes_take_the_steps_of_one(words: list[str], tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_two_processes_learn_preferences_as_one_does(words: list[str], tmp_path: Path, task: str) -> None:
+    rows = [
+        {"prompt": f"{word} {n}", "chosen": f"{word}!" * n, "rejected": f"no {word}"} for word in WORDS for n in (1, 2)
+    ]
+    data = write_rows(tmp_path / "data", {"train": rows[:11], "valid": rows[11:]})
+    words = [*words[:4], str(data), *words[5:], "--task", task, "--steps", "4"]
+    assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
+    done = launch([*words, "-o", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "valid"):
+        found = losses(tmp_path / "two", split)
+        assert found == pytest.approx(losses(tmp_path / "one", split), rel=1e-4, abs=1e-6)
+        assert found[-1] < found[0]
+
+
 def test_a_run_of_two_processes_is_finished_by_one(words: list[str], tmp_path: Path) -> None:
     words = [*words, "--steps", "6", "--save-every", "2", "--dropout", "0.1"]
     assert launch([*words, "-o", str(tmp_path / "run")]).returncode == 0
