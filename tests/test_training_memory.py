@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,3 +310,24 @@ def test_a_base_that_is_no_decoder_is_refused(base_dir: Path, tmp_path: Path) ->
     edit_json(encoder / "config.json", model_type="bert", architectures=["BertModel"])
     with pytest.raises(UnsupportedError):
         forecast(TrainSettings(model=str(encoder)))
+
+
+_HOLES = """
+import numpy, psutil
+from edgetune.training.device import sparing_heap
+
+del (warm := [numpy.ones(30 << 20, numpy.uint8)])[:]
+before = psutil.Process().memory_info().rss
+with sparing_heap():
+    large = [numpy.ones(4 << 20, numpy.uint8) for _ in range(20)]
+    small = numpy.ones(3 << 20, numpy.uint8)
+    large.clear()
+    print((psutil.Process().memory_info().rss - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_what_is_freed_below_something_that_stays_is_handed_back() -> None:
+    """80 MiB below an array at the top of the heap, which is where they would stay."""
+    printed = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True).stdout
+    assert int(printed) < 20

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -119,6 +120,34 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""malloc.h's numbers for them; their most is what glibc comes to by itself."""
+
+
+@contextmanager
+def sparing_heap() -> Iterator[None]:
+    """Have malloc on Linux give large tensors pages of their own, which are handed back once they are freed.
+
+    For loading, where large numbers come and go between small ones that stay: in one heap these keep the holes, which
+    are gigabytes, from closing. Afterwards malloc is as it is once it has freed something large: it keeps what comes
+    and goes with every step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt if sys.platform == "linux" else None
+    except AttributeError:
+        mallopt = None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
+from edgetune.training.device import sparing_heap
 from edgetune.training.methods.base import Method
 from edgetune.training.methods.lora import Lora
 from edgetune.training.model import load_base
@@ -34,7 +35,8 @@ class Qlora(Lora):
         """The base with its linear layers in NF4; the head and embeddings stay as they are."""
         require_bitsandbytes()
         quantization = quantization_config(dtype, skip=_unquantized(config, task))
-        model = load_base(model_dir, config, task=task, dtype=dtype, device=device, quantization=quantization)
+        with sparing_heap():
+            model = load_base(model_dir, config, task=task, dtype=dtype, device=device, quantization=quantization)
         for module in model.modules():
             # On the CPU, bitsandbytes would repack the weights at the first evaluation and round their scales: the
             # base would change in the middle of the run, and not in a resumed one.
