@@ -42,7 +42,7 @@ def explain_json_page() -> str:
     """The fields of what `edgetune explain --json` prints, as Markdown."""
     intro = (
         "Made by `make docs` from the values themselves. `edgetune explain MODEL PROMPT --json` prints one "
-        "Explanation; numbers have six digits, attention four decimals."
+        "Explanation; numbers have six digits, attention three."
     )
     pages = ["# The JSON of `edgetune explain`\n", f"{intro}\n"]
     kinds = [one for one in vars(explain_page).values() if isinstance(one, type) and is_dataclass(one)]

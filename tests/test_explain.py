@@ -235,8 +235,12 @@ def test_the_pages_script_gets_the_values_that_were_computed() -> None:
     (maps,) = values_of(text, "data-maps")
     attention = run_.stacks[0].attention
     assert attention is not None
-    told = np.frombuffer(zlib.decompress(base64.b64decode(maps["deflated"])), np.uint8).reshape(attention.shape)
-    np.testing.assert_allclose((told / 255) ** 2, attention, atol=0.005)
+    assert maps["causal"]
+    below = np.tril_indices(attention.shape[-1])
+    for told, levels, expected in (("mean", 255, attention.mean(1)), ("each", maps["levels"], attention)):
+        shades = np.frombuffer(zlib.decompress(base64.b64decode(maps[told])), np.uint8)
+        shares = (shades / levels).reshape(*expected.shape[:-2], -1) ** 2
+        np.testing.assert_allclose(shares, expected[..., below[0], below[1]], atol=0.005)
     (rope,) = values_of(text, "data-rope")
     assert rope["last"] == len(run_.stacks[0].tokens) - 1
     (choice,) = values_of(text, "data-sampler")
@@ -424,9 +428,11 @@ def test_two_runs_fit_on_eighty_columns(tmp_path: Path, monkeypatch: pytest.Monk
     assert max(map(cell_len, shown.stdout.split("\n"))) <= 80
     assert "\x1b" not in shown.stdout
     assert "\u202e" not in shown.stdout
-    (title,) = [line for line in shown.stdout.split("\n") if "base would say" in line]
+    (title,) = [line for line in shown.stdout.split("\n") if line.split()[:1] == ["block"]]
     assert title.split()[:2] == ["block", "state"]
-    assert title.split()[-1] == "KL"
+    rows = [line.split() for line in shown.stdout.split("\n") if re.match(r" +\d+ +\d+\.\d", line)]
+    assert len(rows) == 2
+    assert all(float(row[-1]) > 0 for row in rows)
 
 
 def test_labels_are_written_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,21 +119,22 @@ def _print_parts(console: Console, parts: Iterable[Part], adapted: dict[str, tup
 
 def _work(console: Console, names: Sequence[str], runs: Sequence[StackRun], write: Callable[[str], str]) -> None:
     compared = len(runs) > 1
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if compared else (0, 1), header_style="dim")
     table.add_column("block", justify="right", min_width=5)
     table.add_column("state", justify="right", min_width=6)
     parts = any(block.attention_share is not None for block in runs[0].blocks)
     crosses = any(block.cross_share is not None for block in runs[0].blocks)
     if parts:
-        table.add_column("attention adds", justify="right")
-        if crosses:
-            table.add_column("source adds", justify="right")
-        table.add_column("MLP adds", justify="right")
+        # In two lines, so that the guesses have room.
+        for what in ("attention", *(["source"] if crosses else []), "MLP"):
+            table.add_column(f"{what}\nadds", justify="right", min_width=max(7, len(what)))
     told = any(block.lens.guesses for block in runs[0].blocks)
-    if told:
-        table.add_column("it would say now" if not compared else f"{names[0]} would say", no_wrap=True)
-    if compared and told:
-        table.add_column(f"{_shortened(names[-1])} would say", no_wrap=True)
+    taken = sum((column.min_width or 0) + 1 for column in table.columns)
+    if told and not compared:
+        table.add_column("it would say now", no_wrap=True)
+    elif told:
+        for name in (names[0], _shortened(names[-1])):
+            table.add_column(f"{name}\nwould say", no_wrap=True, max_width=max(12, (console.width - taken - 9) // 2))
         table.add_column("KL", justify="right", min_width=7)
     step = -(-len(runs[0].blocks) // _MOST_BLOCKS)
     for layer, block in enumerate(runs[0].blocks):

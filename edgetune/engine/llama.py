@@ -238,8 +238,11 @@ class LlamaEngine:
             rows[start : start + len(part)] = part
         return rows
 
-    def iter_logits(self, ids: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """As `logits`, in parts: (position of the first row, rows); a part is only valid until the next one."""
+    def iter_logits(self, ids: Sequence[int], *, keep: bool = False) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """As `logits`, in parts: (position of the first row, rows); a part is only valid until the next one.
+
+        With `keep` the entries stay in the cache for a reply to the same text.
+        """
         self._opened.check()
         self._check_prompt(ids, room_for=0)
         self.forget()
@@ -253,7 +256,8 @@ class LlamaEngine:
                 yield start, self._evaluator.logits(len(chunk))
         finally:
             self.cache.release(slot)
-            self.forget()
+            if not keep:
+                self.forget()
 
     def evaluate(self, generations: Sequence[LlamaGeneration]) -> None:
         """Evaluate what these replies wait for: a single one's prompt, or the next tokens of several in one batch.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink
 from edgetune.explain.checkpoint import read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
-from edgetune.explain.checkpoint_states import BlockStates
+from edgetune.explain.checkpoint_states import BlockStates, watch
 from edgetune.explain.encoder_parts import HEAD_IS_ADAPTERS, Work, build_run, compute, read_text
 from edgetune.explain.labels import Labelled
 from edgetune.explain.page import Anatomy, Run
@@ -76,22 +77,17 @@ def _follow(
     model.set_attn_implementation("eager")
     encoded = read_text(encoder, prompt, told)
     blocks = BlockStates(find_blocks(model))
-    with blocks.kept():
-        result = compute(encoder, prompt)
+    result = compute(encoder, prompt)
     with torch.inference_mode():
-        out = backend.model(**backend.inputs([encoded]), output_attentions=True)
-    states = blocks.after
-    maps = getattr(out, "attentions", None) or ()
-    attention: list[States | None] = [one[0].float().numpy() for one in maps if one is not None]
+        watch([blocks], partial(backend.model, **backend.inputs([encoded])))
+    states, attention = blocks.after, blocks.attention
 
     def heard(_logits: States) -> States | None:
-        answers = blocks.heard(lambda: backend.score([encoded])[0])
+        answers = [*blocks.heard(lambda: backend.score([encoded])[0])]
         return np.stack(answers) if answers else None
 
     if not states:
         told.notes.append("Where this model's blocks are is not known.")
-    if len(attention) != len(states):
-        attention = [None] * len(states)
     work = Work(encoded, Seen.of(blocks.embedded, states), states, attention, _pooling(backend), heard, blocks.added)
     vocabulary = load_vocabulary(transformer_dir(backend.profile.path), model.config.to_dict(), eog_ids=frozenset())
     assert isinstance(vocabulary, JsonTokenizer), "encoders without tokenizer files are refused above"

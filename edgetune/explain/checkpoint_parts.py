@@ -91,7 +91,7 @@ class Watch:
             for block in self._blocks:
                 hooks.callback(block.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
                 hooks.callback(block.register_forward_hook(self._end).remove)
-                for maker, module in _makers(block):
+                for maker, module in attention_modules(block):
                     hooks.callback(module.register_forward_pre_hook(lambda *_, m=maker: self._inside.append(m)).remove)
                     hooks.callback(module.register_forward_hook(lambda *_: self._leave()).remove)
                 for module in _norms(block):
@@ -191,8 +191,8 @@ def _summary(state: _State) -> Added | None:
     return Added(**dict(state.added), is_normed=state.is_normed)
 
 
-def _makers(block: Any) -> Iterator[tuple[Maker, Any]]:
-    """The outermost modules of `block` that are attention."""
+def attention_modules(block: Any) -> Iterator[tuple[Maker, Any]]:
+    """The outermost modules of `block` that are attention, to its own tokens or ("cross") to a source."""
     taken: list[str] = []
     for name, module in block.named_modules():
         last = name.rpartition(".")[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from edgetune.events import Progress, Sink, ignore
 from edgetune.explain.checkpoint import Loaded, kind_of, load, read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
 from edgetune.explain.checkpoint_encoder import follow_encoder_checkpoint
-from edgetune.explain.checkpoint_states import BlockStates
+from edgetune.explain.checkpoint_guesses import Guesser, last_only
+from edgetune.explain.checkpoint_states import BlockStates, watch
 from edgetune.explain.filters import build_distribution, entropy, iter_filters, softmax
-from edgetune.explain.lens import divergence, likeliest
-from edgetune.explain.page import Anatomy, Explanation, Guess, Lensed, Option, Run, StackRun, Step
+from edgetune.explain.page import Anatomy, Explanation, Lensed, Option, Run, StackRun, Step
 from edgetune.explain.parts import (
-    MOST_GUESSED,
     Told,
     Vocabulary,
     adapter_sets,
@@ -40,7 +39,6 @@ from edgetune.explain.parts import (
 )
 from edgetune.explain.seen import Seen
 
-_LARGEST_KL = 1e-3
 _TOP = 10
 _SOURCE, _TARGET = "encoder", "decoder"
 
@@ -123,11 +121,11 @@ def _follow(
 
 
 class _Runner:
-    """Runs the prompt without and with the adapters; remembers the base's guesses to compare with."""
+    """Runs the prompt without and with the adapters."""
 
     def __init__(self, loaded: Loaded, ids: list[int], sampling: Sampling, steps: int, notes: list[str]) -> None:
-        self.loaded, self.ids, self.sampling, self.steps, self.notes = loaded, ids, sampling, steps, notes
-        self.base_logits: States | None = None
+        self.loaded, self.ids, self.sampling, self.steps = loaded, ids, sampling, steps
+        self.guesser = Guesser(loaded, notes)
 
     def __call__(self, specs: Sequence[LoraSpec]) -> Run:
         import torch
@@ -141,15 +139,18 @@ class _Runner:
 
         blocks = BlockStates(find_blocks(self.loaded.base))
         given = {"input_ids": torch.tensor([self.ids])}
-        with blocks.kept():
-            out = self.loaded.model(**given, output_attentions=True)
+        known = last_only(self.loaded.base, 1)
+        if self.loaded.kind == "decoder":
+            known["use_cache"] = True
+        out = watch([blocks], partial(self.loaded.model, **given, **known))
         place = self.loaded.place(self.ids)
-        guesses = self._guesses(blocks, given, out.logits, specs, place=place - len(self.ids))
+        logits = out.logits[0, place - len(self.ids)].float()
+        guesses = self.guesser(blocks, given, logits, specs, place=place - len(self.ids))
         name = _TARGET if self.loaded.kind == "decoder" else _SOURCE
-        stack = _stack(name, self.loaded, self.ids, blocks, out.attentions, guesses, position=place)
+        stack = _stack(name, self.loaded, self.ids, blocks, guesses, position=place)
         if self.loaded.kind == "encoder":
             return Run(name=run_name(specs), stacks=(stack,), gap=place)
-        return self._run(specs, (stack,), self.ids, out.logits[0, -1].float().numpy(), {})
+        return self._run(specs, (stack,), self.ids, out, {})
 
     def _seq2seq(self, specs: Sequence[LoraSpec]) -> Run:
         import torch
@@ -158,34 +159,34 @@ class _Runner:
         loaded, targets = self.loaded, self._first_targets()
         source, target = (BlockStates(find_blocks(loaded.base, side)) for side in (_SOURCE, _TARGET))
         ids, mask = torch.tensor([self.ids]), torch.ones(1, len(self.ids), dtype=torch.long)
-        with source.kept(), target.kept():
-            out = loaded.model(input_ids=ids, decoder_input_ids=torch.tensor([targets]), output_attentions=True)
+        written = {"decoder_input_ids": torch.tensor([targets])}
+        out = watch([source, target], partial(loaded.model, input_ids=ids, **written))
         for blocks, tokens in ((source, self.ids), (target, targets)):
             _check_follows(blocks, tokens)
         states: Any = BaseModelOutput(last_hidden_state=out.encoder_last_hidden_state)
         states.router_logits = None  # Switch asks for them
         encoded = {"encoder_outputs": states, "attention_mask": mask}
-        given = {**encoded, "decoder_input_ids": torch.tensor([targets])}
-        guesses = self._guesses(target, given, out.logits, specs)
+        guesses = self.guesser(target, {**encoded, **written}, out.logits[0, -1].float(), specs)
         stacks = (
-            _stack(_SOURCE, loaded.source, self.ids, source, out.encoder_attentions, []),
-            _stack(_TARGET, loaded, targets, target, out.decoder_attentions, guesses, out.cross_attentions),
+            _stack(_SOURCE, loaded.source, self.ids, source, []),
+            _stack(_TARGET, loaded, targets, target, guesses),
         )
-        return self._run(specs, stacks, targets, out.logits[0, -1].float().numpy(), encoded)
+        return self._run(specs, stacks, targets, out, encoded)
 
     def _run(
         self,
         specs: Sequence[LoraSpec],
         stacks: tuple[StackRun, ...],
         ids: Sequence[int],
-        logits: States,
+        out: Any,
         encoded: dict[str, Any],
     ) -> Run:
+        logits = out.logits[0, -1].float().numpy()
         return Run(
             name=run_name(specs),
             stacks=stacks,
             filters=tuple(iter_filters(logits, self.sampling)),
-            steps=self._loop(ids, encoded),
+            steps=self._loop(ids, out, encoded),
             entropy=entropy(logits),
             distribution=build_distribution(logits, self.loaded.pieces),
         )
@@ -201,62 +202,27 @@ class _Runner:
         forced = getattr(config, "forced_bos_token_id", None)
         return [int(start)] if forced is None or forced == start else [int(start), int(forced)]
 
-    def _guesses(
-        self, blocks: BlockStates, given: dict[str, Any], logits: Any, specs: Sequence[LoraSpec], *, place: int = -1
-    ) -> list[Lensed]:
-        """What the head says after every block of the model that gave `logits` (1, tokens, vocabulary).
+    def _loop(self, ids: Sequence[int], out: Any, encoded: dict[str, Any]) -> tuple[Step, ...]:
+        """The next tokens, each chosen by the settings' filters.
 
-        `place` is the token that is told of, counted from the end.
+        `out` is what the model said after `ids`, with its cache; a model without one reads the whole text each time.
         """
-        known = {**given, **_last_only(self.loaded.base)}
-
-        def run() -> States:
-            heard: States = self.loaded.model(**known).logits[0].float().numpy()
-            return heard
-
-        shown = blocks.heard(run)
-        if not shown or divergence(logits[0, place, None].float().numpy(), shown[-1][place, None])[0] > _LARGEST_KL:
-            self.notes.append("Guesses inside the stack are not shown: where this model's blocks are is not known.")
-            return []
-        rows = np.stack([one[place] for one in shown])
-        kl: list[float | None] = [None] * len(rows)
-        if specs and self.base_logits is not None:
-            kl = divergence(self.base_logits, rows).tolist()
-        else:
-            self.base_logits = rows
-        lensed = []
-        for row, one, value in zip(rows, shown, kl, strict=True):
-            best, shares = likeliest(one[-MOST_GUESSED:])
-            lensed.append(
-                Lensed(self._top(row), tuple(self.loaded.pieces(best.tolist())), tuple(shares.tolist()), value)
-            )
-        return lensed
-
-    def _top(self, logits: States, count: int = 5) -> tuple[Guess, ...]:
-        shares = softmax(logits)
-        best = np.argsort(-shares, kind="stable")[:count].tolist()
-        return tuple(
-            Guess(token, piece, float(shares[token]))
-            for token, piece in zip(best, self.loaded.pieces(best), strict=True)
-        )
-
-    def _loop(self, ids: Sequence[int], encoded: dict[str, Any]) -> tuple[Step, ...]:
-        """The next tokens, each chosen by the settings' filters from what the model says; evaluated with its cache."""
         import torch
 
         randomness = np.random.default_rng(self.sampling.seed)
         ends = _end_ids(self.loaded.base.generation_config, self.loaded.config)
         steps: list[Step] = []
-        known = {"use_cache": True, **encoded}
         name = "decoder_input_ids" if self.loaded.kind == "encoder-decoder" else "input_ids"
-        given, cache = list(ids), None
-        for _ in range(self.steps):
-            out = self.loaded.model(**{name: torch.tensor([given])}, past_key_values=cache, **known)
+        given = list(ids)
+        while len(steps) < self.steps:
             step = self._choose(out.logits[0, -1].float().numpy(), randomness, ends)
             steps.append(step)
-            if step.ends:
+            if step.ends or len(steps) == self.steps:
                 break
-            given, cache = [step.id], out.past_key_values
+            cache = getattr(out, "past_key_values", None)
+            given = [step.id] if cache is not None else [*given, step.id]
+            read = {name: torch.tensor([given]), **encoded}
+            out = self.loaded.model(**read, past_key_values=cache, use_cache=True)
         return tuple(steps)
 
     def _choose(self, logits: States, randomness: np.random.Generator, ends: set[int]) -> Step:
@@ -302,31 +268,15 @@ def _stack(
     vocabulary: Vocabulary,
     ids: Sequence[int],
     blocks: BlockStates,
-    attention: Sequence[Any] | None,
     guesses: Sequence[Lensed],
-    across: Sequence[Any] | None = None,
     *,
     position: int = -1,
 ) -> StackRun:
     states = blocks.after
     seen = Seen.of(blocks.embedded, states)
-    own, cross = _maps(attention, len(states)), _maps(across, len(states))
-    runs = block_runs(seen, states, own, guesses, across=cross, added=blocks.added, position=position)
-    return StackRun(name, tokens_of(vocabulary, ids, seen), runs, stacked(own), stacked(cross))
-
-
-def _maps(attention: Sequence[Any] | None, count: int) -> list[States | None]:
-    """(heads, tokens, tokens) of each of `count` blocks; None where the model does not tell."""
-    found = [one for one in attention or () if one is not None]
-    # PegasusX gives a table of several.
-    if len(found) != count or any(isinstance(one, dict) for one in found):
-        return [None] * count
-    return [one[0].float().numpy() for one in found]
-
-
-def _last_only(base: Any) -> dict[str, int]:
-    """What keeps a model from making logits of positions that nobody looks at, where it knows how to."""
-    return {"logits_to_keep": MOST_GUESSED} if "logits_to_keep" in signature(base.forward).parameters else {}
+    own, across = blocks.attention, blocks.cross_attention
+    runs = block_runs(seen, states, own, guesses, across=across, added=blocks.added, position=position)
+    return StackRun(name, tokens_of(vocabulary, ids, seen), runs, stacked(own), stacked(across))
 
 
 def _end_ids(*configs: Any) -> set[int]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.explain.checkpoint_parts import Watch
+from edgetune.explain.checkpoint_parts import Watch, attention_modules
 from edgetune.explain.parts import Added
+from edgetune.explain.seen import Maps
 
 States = NDArray[np.float32]
+Heard = TypeVar("Heard")
 
 
 class BlockStates:
@@ -29,11 +32,12 @@ class BlockStates:
         self._watch = Watch(blocks)
         self._given: list[Any] = []
         self._first: Any = None
+        self._maps: dict[str, list[Maps]] = {"attention": [], "cross": []}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """What the blocks give within is kept; each may run once."""
-        self._given, self._first = [], None
+        self._given, self._first, self._maps = [], None, {"attention": [], "cross": []}
 
         def keep(_module: Any, inputs: tuple[Any, ...], known: dict[str, Any], output: Any) -> None:
             if self._first is None:
@@ -44,7 +48,16 @@ class BlockStates:
             hooks.enter_context(self._watch.on())
             for block in self._blocks:
                 hooks.callback(block.register_forward_hook(keep, with_kwargs=True).remove)
+                for maker, module in attention_modules(block):
+                    hooks.callback(module.register_forward_hook(partial(self._look, maker)).remove)
             yield
+
+    def _look(self, maker: str, _module: Any, _inputs: Any, output: Any) -> None:
+        """Keep the map that a module of attention gives beside its states, in half the room."""
+        parts = reversed(output) if isinstance(output, tuple) else ()
+        weights = next((one for one in parts if getattr(one, "ndim", 0) == 4 and _are_shares(one)), None)
+        if weights is not None:
+            self._maps[maker].append(weights[0].half().numpy())
 
     @property
     def embedded(self) -> States | None:
@@ -61,15 +74,54 @@ class BlockStates:
         """What the parts of each block added; None of one whose parts are not known."""
         return self._watch.added
 
-    def heard(self, run: Callable[[], States]) -> list[States]:
-        """What `run` gives if the model ends after each block, the last one included."""
-        found = []
+    @property
+    def count(self) -> int:
+        """Blocks that ran."""
+        return len(self._given)
+
+    def heard(self, run: Callable[[], Heard]) -> Iterator[Heard]:
+        """What `run` gives if the model ends after each block, one after the other, the last one included."""
         for output in self._given:
             with ExitStack() as patches:
                 for block in self._blocks:
                     patches.enter_context(_instead(block, output))
-                found.append(run())
-        return found
+                found = run()
+            yield found
+
+    @property
+    def attention(self) -> list[Maps | None]:
+        """Where each block looked, (heads, tokens, tokens); None where the model does not tell."""
+        return self._told("attention")
+
+    @property
+    def cross_attention(self) -> list[Maps | None]:
+        """Where each block looked in the source, (heads, tokens, source tokens)."""
+        return self._told("cross")
+
+    def _told(self, maker: str) -> list[Maps | None]:
+        found = self._maps[maker]
+        return [*found] if len(found) == self.count else [None] * self.count
+
+
+def watch(stacks: Sequence[BlockStates], run: Callable[..., Heard]) -> Heard:
+    """What `run` gives while the blocks of all `stacks` are watched.
+
+    It runs again for a model that gives its attention only when it is asked to, by `output_attentions`.
+    """
+    asked: dict[str, bool] = {}
+    while True:
+        with ExitStack() as watching:
+            for stack in stacks:
+                watching.enter_context(stack.kept())
+            found = run(**asked)
+        if asked or all(one is not None for stack in stacks for one in stack.attention):
+            return found
+        asked = {"output_attentions": True}
+
+
+def _are_shares(weights: Any) -> bool:
+    """Whether these are shares of one, and no bias by distance or keys of a cache."""
+    return bool((weights >= 0).all()) and bool((weights.sum(-1) <= 1.001).all()) and bool(weights.any())
 
 
 @contextmanager

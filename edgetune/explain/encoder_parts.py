@@ -15,7 +15,7 @@ from edgetune.engine.protocol import LoraSpec
 from edgetune.explain.labels import Labelled, token_effects
 from edgetune.explain.page import Run, StackRun
 from edgetune.explain.parts import Added, Told, Vocabulary, block_runs, check_length, run_name, stacked, tokens_of
-from edgetune.explain.seen import Seen
+from edgetune.explain.seen import Maps, Seen
 from edgetune.head import Pooling
 
 States = NDArray[np.float32]
@@ -32,7 +32,7 @@ class Work:
     seen: Seen
     states: Sequence[States]
     """After each block."""
-    attention: Sequence[States | None]
+    attention: Sequence[Maps | None]
     pooling: Pooling
     """What the head, or the vector, is made of."""
     heard: Callable[[States], States | None] = field(repr=False)

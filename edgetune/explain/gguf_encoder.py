@@ -83,7 +83,7 @@ class _Follower:
         result = compute(encoder, prompt)
         seen.is_listening = False
         states = [state for layer in range(seen.layers) if (state := seen.after(layer)) is not None]
-        attention = [seen.attention(layer) for layer in range(len(states))]
+        attention = [seen.take_attention(layer) for layer in range(len(states))]
         head = self.profile.head
         pooling = (head.pooling if head else None) or self.profile.pooling
         work = Work(encoded, seen, states, attention, pooling, partial(self._heard, states, pooling))

@@ -17,7 +17,7 @@ from edgetune.engine.seq2seq import Seq2SeqEngine
 from edgetune.explain.filters import softmax
 from edgetune.explain.lens import Lens, LensError, divergence
 from edgetune.explain.page import Guess, Lensed, Option, Step
-from edgetune.explain.parts import MOST_GUESSED
+from edgetune.explain.parts import most_guessed
 from edgetune.gguf_header import read_gguf_header
 
 _TOP = 10
@@ -44,15 +44,14 @@ class Guesser:
         try:
             header = read_gguf_header(self.engine.path)
             lens = Lens(header, [(spec.path, spec.scale) for spec in specs], norm=self.norm)
-            logits = lens.logits(np.stack([state[-1] for state in states]))
-            lens.check(states[-1][-1:], last[None])
+            count = most_guessed(len(states), len(last), states[0].shape[-1])
+            heard = lens.read(np.stack([state[-count:] for state in states]), count)
+            heard.check(last)
         except LensError as error:
             self.notes.append(f"Guesses inside the stack are not shown: {error}.")
             return []
+        logits = heard.last
         logits[-1] = last
-        shown = [state[-MOST_GUESSED:] for state in states]
-        best, shares = lens.best(np.concatenate(shown))
-        best, shares = best.reshape(len(states), -1), shares.reshape(len(states), -1)
         kl: list[float | None] = [None] * len(states)
         if specs and self.base_logits is not None:
             kl = divergence(self.base_logits, logits).tolist()
@@ -61,7 +60,7 @@ class Guesser:
         pieces = self.engine.tokenizer.pieces
         return [
             Lensed(self._top(row), tuple(pieces(tokens.tolist())), tuple(likely.tolist()), value)
-            for row, tokens, likely, value in zip(logits, best, shares, kl, strict=True)
+            for row, tokens, likely, value in zip(logits, heard.best, heard.shares, kl, strict=True)
         ]
 
     def _top(self, logits: States, count: int = 5) -> tuple[Guess, ...]:

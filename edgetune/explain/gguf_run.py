@@ -157,14 +157,17 @@ class _Runner:
     def __call__(self, specs: tuple[LoraSpec, ...]) -> Run:
         self.engine.set_adapters(specs)
         seen = self.seen
-        seen.clear(len(self.ids))
-        last = self.engine.logits(self.ids)[-1].copy()
+        length = len(self.ids)
+        seen.clear(length)
+        # All of them are computed: else the last block would go on with the last token alone.
+        for _, rows in self.engine.iter_logits(self.ids, keep=True):
+            last = rows[-1].copy()
         seen.is_listening = False
         states = [state for layer in range(seen.layers) if (state := seen.after(layer)) is not None]
         if not states:
             self.notes.append("This model's graph does not show its hidden states.")
         guesses = self.guesser(states, last, specs)
-        attention = [seen.attention(layer) for layer in range(len(states))]
+        attention = [seen.take_attention(layer) for layer in range(len(states))]
         blocks = block_runs(seen, states, attention, guesses)
         stack = StackRun("decoder", tokens_of(self.engine.tokenizer, self.ids, seen), blocks, stacked(attention))
         seen.pieces = {}

@@ -54,7 +54,7 @@ class _Sides:
     """Tensors of the encoder's graph, and then of the decoder's: both begin with an embedding."""
 
     def __init__(self) -> None:
-        self.encoder, self.decoder = Seen(), Seen()
+        self.encoder, self.decoder = Seen(), Seen(has_source=True)
         self._side: Seen | None = None
         self.is_listening = False
 
@@ -99,7 +99,7 @@ def _run(
 
 def _encoder(engine: Seq2SeqEngine, seen: Seen, ids: list[int]) -> StackRun:
     states = _states(seen)
-    attention = [seen.attention(layer) for layer in range(len(states))]
+    attention = [seen.take_attention(layer) for layer in range(len(states))]
     blocks = block_runs(seen, states, attention, [])
     return StackRun("encoder", tokens_of(engine.tokenizer, ids, seen), blocks, stacked(attention))
 

@@ -7,7 +7,7 @@ file's own keys. `LensError` says when the lens cannot be trusted: its last laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ States = NDArray[np.float32]
 _LARGEST_KL = 0.05
 """Nats that the lens may differ by from llama.cpp's own distribution, whose products are rounded."""
 
+_MOST_SCORES = 1 << 23
+"""Logits that are held at once: 32 MiB."""
+
 
 class LensError(Exception):
     """Why hidden states of this model cannot be read as guesses."""
@@ -35,6 +38,24 @@ class HeadAdapter:
     """(rank, hidden)"""
     b: States
     """(vocabulary, rank), scaled"""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a head says after every block."""
+
+    last: States
+    """Logits of the last token: (blocks, vocabulary)."""
+    best: NDArray[np.int64]
+    """The likeliest token after each: (blocks, tokens)."""
+    shares: States
+    """How likely it is: (blocks, tokens)."""
+
+    def check(self, logits: States) -> None:
+        """Raise `LensError` unless the last block says what llama.cpp does, `logits` (vocabulary,)."""
+        kl = divergence(logits[None], self.last[-1:])[0]
+        if not kl <= _LARGEST_KL:
+            raise LensError(f"the head applied to the last block differs from the model's own answer (KL {kl:.2g})")
 
 
 class Lens:
@@ -70,44 +91,47 @@ class Lens:
         bias = f"{self._norm}.bias"
         return result + self._tensors.read(bias) if bias in self._tensors else result
 
-    def logits(self, states: States) -> States:
-        """Logits of hidden `states` (rows, hidden) as they leave a block: (rows, vocabulary)."""
-        normed = self.norm(states)
-        result = np.empty((len(states), self._tensors.shape(self.head)[0]), np.float32)
-        for start, rows in self._tensors.iter_rows(self.head):
-            result[:, start : start + len(rows)] = normed @ rows.T
-        for adapter in self._adapters:
-            result += (normed @ adapter.a.T) @ adapter.b.T
-        if "output.bias" in self._tensors:
-            result += self._tensors.read("output.bias")
-        return self._finish(result)
+    def read(self, states: States, count: int) -> Heard:
+        """What the head says of `states` after every block (blocks, tokens, hidden), of the last `count` tokens.
 
-    def best(self, states: States) -> tuple[NDArray[np.int64], States]:
-        """The most likely token for each of `states` (rows, hidden), and its probability, without keeping all logits.
-
-        Both are (rows,).
+        In one pass over the head, without keeping all logits. Raises `LensError` where it is not understood.
         """
-        if self._adapters or "output.bias" in self._tensors:
-            return likeliest(self.logits(states))
-        normed = self.norm(states)
-        best = np.zeros(len(states), np.int64)
-        highest, total = np.full(len(states), -np.inf), np.zeros(len(states))
-        for start, rows in self._tensors.iter_rows(self.head):
-            scores = self._finish(normed @ rows.T).astype(np.float64)
+        tokens = min(count, states.shape[1])
+        normed = self.norm(states[:, -tokens:]).reshape(-1, states.shape[-1])
+        vocabulary = self._tensors.shape(self.head)[0]
+        # The rows of each block's last token, whose logits are kept.
+        ends = np.arange(tokens - 1, len(normed), tokens)
+        last = np.empty((len(ends), vocabulary), np.float32)
+        best, highest = np.zeros(len(normed), np.int64), np.full(len(normed), -np.inf, np.float32)
+        total = np.zeros(len(normed))
+        inner = [normed @ adapter.a.T for adapter in self._adapters]
+        bias = self._tensors.read("output.bias") if "output.bias" in self._tensors else None
+        for start, rows in self._pieces(len(normed)):
+            part = slice(start, start + len(rows))
+            scores = normed @ rows.T
+            for adapter, low in zip(self._adapters, inner, strict=True):
+                scores += low @ adapter.b[part].T
+            if bias is not None:
+                scores += bias[part]
+            scores = self._finish(scores)
+            last[:, part] = scores[ends]
             places = scores.argmax(-1)
-            found = scores[np.arange(len(states)), places]
+            found = scores[np.arange(len(scores)), places]
             better = found > highest
             best[better] = places[better] + start
             raised = np.maximum(highest, found)
-            total = total * np.exp(highest - raised) + np.exp(scores - raised[:, None]).sum(-1)
+            scores -= raised[:, None]
+            total = total * np.exp(highest - raised) + np.exp(scores, out=scores).sum(-1)
             highest = raised
-        return best, (1 / total).astype(np.float32)
+        shares = (1 / total).astype(np.float32)
+        return Heard(last, best.reshape(len(ends), tokens), shares.reshape(len(ends), tokens))
 
-    def check(self, states: States, logits: States) -> None:
-        """Raise `LensError` unless the last block's `states` give llama.cpp's own `logits` (rows, vocabulary)."""
-        kl = divergence(logits, self.logits(states)).max()
-        if not kl <= _LARGEST_KL:
-            raise LensError(f"the head applied to the last block differs from the model's own answer (KL {kl:.2g})")
+    def _pieces(self, states: int) -> Iterator[tuple[int, States]]:
+        """Rows of the head, few enough that their scores for so many states fit in `_MOST_SCORES`."""
+        most = max(1, _MOST_SCORES // states)
+        for start, rows in self._tensors.iter_rows(self.head):
+            for at in range(0, len(rows), most):
+                yield start + at, rows[at : at + most]
 
     def _finish(self, logits: States) -> States:
         if scale := self._number("logit_scale"):
@@ -126,12 +150,6 @@ def divergence(reference: States, other: States) -> NDArray[np.float64]:
     first, second = _log_softmax(reference), _log_softmax(other)
     result: NDArray[np.float64] = (np.exp(first) * (first - second)).sum(-1)
     return result
-
-
-def likeliest(logits: States) -> tuple[NDArray[np.int64], States]:
-    """The best of each row of logits (rows, vocabulary) and its probability: (rows,) each."""
-    best: NDArray[np.int64] = logits.argmax(-1)
-    return best, np.exp(_log_softmax(logits).max(-1)).astype(np.float32)
 
 
 def _log_softmax(logits: States) -> NDArray[np.float64]:

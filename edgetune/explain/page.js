@@ -22,15 +22,17 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => redr
 
 // Attention: one head large with its tokens beside it, all heads of the block small, and a row as shaded text.
 const attention = async box => {
-  const maps = told(box), bytes = await unpack(maps.deflated);
+  const maps = told(box), mean = await unpack(maps.mean), each = maps.each ? await unpack(maps.each) : mean;
   const [layer, head] = box.querySelectorAll('select'), output = box.querySelector('output');
   const large = box.querySelector('.map'), small = box.querySelector('.heads'), text = box.querySelector('.reads');
   let looking = maps.rows - 1;
+  // Of a causal text the numbers up to the diagonal are there, row by row.
+  const area = maps.causal ? maps.rows * (maps.rows + 1) / 2 : maps.rows * maps.columns;
   const at = (of, row, column) => {
-    if (of >= 0) return (bytes[((+layer.value * maps.heads + of) * maps.rows + row) * maps.columns + column] / 255) ** 2;
-    let sum = 0;
-    for (let one = 0; one < maps.heads; one++) sum += at(one, row, column);
-    return sum / maps.heads;
+    if (maps.causal && column > row) return 0;
+    const place = maps.causal ? row * (row + 1) / 2 + column : row * maps.columns + column;
+    return of < 0 || !maps.each ? (mean[+layer.value * area + place] / 255) ** 2
+      : (each[(+layer.value * maps.heads + of) * area + place] / maps.levels) ** 2;
   };
   // A row is as dark as its own largest share lets it be, so that long texts show something too.
   const paint = (canvas, of, size, left = 0, top = 0, right = 0) => {

@@ -155,9 +155,9 @@ class StackRun:
     name: str
     tokens: tuple[Token, ...]
     blocks: tuple[BlockRun, ...]
-    attention: NDArray[np.float32] | None = field(default=None, repr=False)
+    attention: NDArray[np.float16] | None = field(default=None, repr=False)
     """(blocks, heads, tokens, tokens); None where the engine does not tell."""
-    cross_attention: NDArray[np.float32] | None = field(default=None, repr=False)
+    cross_attention: NDArray[np.float16] | None = field(default=None, repr=False)
     """(blocks, heads, tokens, source tokens)"""
 
 

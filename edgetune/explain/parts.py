@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from edgetune.engine.protocol import LoraSpec
 from edgetune.errors import UsageError
 from edgetune.explain.page import BlockRun, Lensed, Run, Token
-from edgetune.explain.seen import Seen, share
+from edgetune.explain.seen import Maps, Seen, share
 
 MOST_TOKENS = 512
 """A longer prompt is refused: nobody looks at that many, and attention takes their square in memory."""
 
-MOST_GUESSED = 64
-"""Positions from the end for which the guesses after every block are made."""
+_MOST_GUESSED, _FEWEST_GUESSED = 64, 16
+_MOST_PRODUCTS = 10**11
+"""Multiplications that the guesses after all blocks may cost: some seconds on a small machine."""
 
 States = NDArray[np.float32]
 
@@ -35,6 +36,12 @@ class Added:
     cross: float | None = None
     is_normed: bool = False
     """Whether a norm follows each addition, as in BERT."""
+
+
+def most_guessed(blocks: int, vocabulary: int, hidden: int) -> int:
+    """Positions from the end for which the guesses after every block are made; fewer for a large head."""
+    affordable = _MOST_PRODUCTS // max(1, blocks * vocabulary * hidden)
+    return max(_FEWEST_GUESSED, min(_MOST_GUESSED, affordable))
 
 
 @dataclass
@@ -95,10 +102,10 @@ def tokens_of(vocabulary: Vocabulary, ids: Sequence[int], seen: Seen) -> tuple[T
 def block_runs(
     seen: Seen,
     states: Sequence[States],
-    attention: Sequence[States | None],
+    attention: Sequence[Maps | None],
     guesses: Sequence[Lensed],
     *,
-    across: Sequence[States | None] = (),
+    across: Sequence[Maps | None] = (),
     added: Sequence[Added | None] = (),
     position: int = -1,
 ) -> tuple[BlockRun, ...]:
@@ -117,8 +124,8 @@ def block_runs(
                 cross_share=shares.cross,
                 mlp_share=shares.mlp,
                 is_normed=shares.is_normed,
-                attends_to=tuple(looks[:, position].mean(0).tolist()) if looks is not None else (),
-                attends_across=tuple(looks_across[:, -1].mean(0).tolist()) if looks_across is not None else (),
+                attends_to=_mean_row(looks, position),
+                attends_across=_mean_row(looks_across, -1),
                 lens=guesses[layer] if guesses else Lensed(),
             )
         )
@@ -146,7 +153,12 @@ def _change(before: States | None, after: States | None) -> States | None:
     return after - before if before is not None and after is not None else None
 
 
-def stacked(maps: Sequence[States | None]) -> States | None:
+def _mean_row(maps: Maps | None, position: int) -> tuple[float, ...]:
+    """The mean over heads of what one position looks at."""
+    return tuple(maps[:, position].astype(np.float32).mean(0).tolist()) if maps is not None else ()
+
+
+def stacked(maps: Sequence[Maps | None]) -> Maps | None:
     """(blocks, heads, tokens, tokens); None unless every block tells its attention."""
     found = [one for one in maps if one is not None]
     return np.stack(found) if found and len(found) == len(maps) else None

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 States = NDArray[np.float32]
+Maps = NDArray[np.float16]
+"""Attention: (heads, tokens, tokens). There are many of them, and half the digits are enough to look at."""
 
 _EMBEDDED = ("inp_norm-0", "inp_scaled", "inpL", "embd", "inp_embd")
 """What the first block gets, by the names that graphs have for it."""
@@ -31,8 +34,11 @@ class Seen:
     """Tokens of the text."""
     has_unnamed: bool = False
     """Whether the states after blocks have no names; costs a look at every tensor."""
+    has_source: bool = False
+    """Whether blocks look at another text as well."""
     is_listening: bool = True
-    pieces: dict[str, list[States]] = field(default_factory=dict)
+    pieces: dict[str, list[Any]] = field(default_factory=dict)
+    """What was taken by name: float32, and attention in float16."""
     _latest: States | None = None
     _normed: int | None = None
     """The block whose norm awaits its bias."""
@@ -55,9 +61,11 @@ class Seen:
         if self.has_unnamed:
             self._follow(name, values)
         if _is_known(name) or (self.has_unnamed and name.partition("-")[0] in _ADDED):
-            # (1, 1, tokens, hidden), or (1, heads, tokens, keys) of attention
-            kept = values[0] if name.startswith("kq_soft_max") else values[0, 0]
-            self.pieces.setdefault(name, []).append(kept.copy())
+            # (1, 1, tokens, hidden), or (1, heads, tokens, keys) of attention, among them places that are still free
+            is_map = name.startswith("kq_soft_max")
+            keys = None if self.has_source else self.length
+            kept = values[0, :, :, :keys].astype(np.float16) if is_map else values[0, 0].copy()
+            self.pieces.setdefault(name, []).append(kept)
 
     def _follow(self, name: str, values: States) -> None:
         kind, _, number = name.partition("-")
@@ -85,14 +93,14 @@ class Seen:
     def states(self, *names: str) -> States | None:
         """(tokens, hidden) of the first of `names` that the graph has; None when it has none."""
         for name in names:
-            pieces = self.pieces.get(name)
+            pieces: list[States] = self.pieces.get(name, [])
             if pieces and sum(map(len, pieces)) == self.length:
                 return np.concatenate(pieces)
         return None
 
     def last(self, name: str) -> States | None:
         """(tokens, hidden) of the last tensor called `name`, of a text that came in one piece."""
-        pieces = self.pieces.get(name)
+        pieces: list[States] | None = self.pieces.get(name)
         return pieces[-1] if pieces and len(pieces[-1]) == self.length else None
 
     def after(self, layer: int) -> States | None:
@@ -109,13 +117,12 @@ class Seen:
         """The last state there is, (tokens, hidden)."""
         return self.states(*_FINAL)
 
-    def attention(self, layer: int) -> States | None:
-        """(heads, tokens, tokens)"""
-        pieces = self.pieces.get(f"kq_soft_max-{layer}")
+    def take_attention(self, layer: int) -> Maps | None:
+        """(heads, tokens, tokens), which are then no longer kept here."""
+        pieces = self.pieces.pop(f"kq_soft_max-{layer}", None)
         if not pieces:
             return None
-        cut = [piece[:, :, : self.length] for piece in pieces]
-        wide = [np.pad(piece, ((0, 0), (0, 0), (0, self.length - piece.shape[-1]))) for piece in cut]
+        wide = [np.pad(piece, ((0, 0), (0, 0), (0, self.length - piece.shape[-1]))) for piece in pieces]
         return np.concatenate(wide, axis=1)
 
 

@@ -19,33 +19,44 @@ from numpy.typing import NDArray
 from edgetune.explain.page import Explanation, Rope, Run, StackRun
 from edgetune.explain.words import number, percent, visible
 
-_MOST_MAP_BYTES = 32 << 20
-"""Attention of every head is shown up to this many bytes before packing, else the mean over heads."""
+_MOST_PACKED = 1 << 21
+"""Bytes that all attention of a page may take, packed."""
+_LEVELS = (255, 127, 63, 31, 15)
+"""Shades that a share may be told in: as many as there is room for."""
+_SAMPLED = 40
+"""Maps that are packed to see how much room all of them would take."""
+
+Maps = NDArray[np.float16]
 
 
 def attention_maps(stack: StackRun, run_name: str, explanation: Explanation) -> str:
     """Who looks at whom in `stack`, and at the source where there is one."""
+    all_maps = [maps for run in explanation.runs for one in run.stacks for maps in (one.attention, one.cross_attention)]
+    room = _MOST_PACKED / max(1, sum(maps.size for maps in all_maps if maps is not None))
     pieces = [visible(token.piece) for token in stack.tokens]
-    shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name} {run_name}")
+    shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name} {run_name}", room=room)
     if stack.cross_attention is not None:
         source = [visible(token.piece) for token in explanation.runs[0].stacks[0].tokens]
-        shown += _map(stack.cross_attention, pieces, source, f"Attention to the source {run_name}")
+        shown += _map(stack.cross_attention, pieces, source, f"Attention to the source {run_name}", room=room)
     return shown
 
 
-def _map(maps: NDArray[np.float32] | None, rows: list[str], columns: list[str], title: str) -> str:
+def _map(maps: Maps | None, rows: list[str], columns: list[str], title: str, *, room: float) -> str:
+    """`maps` (blocks, heads, rows, columns), in so many bytes a number as there is `room` for."""
     if maps is None:
         return ""
-    heads = [f"head {head}" for head in range(maps.shape[1])]
-    if maps.size > _MOST_MAP_BYTES:
-        maps, heads = maps.mean(axis=1, keepdims=True), ["mean over heads"]
-    # Roots, so that small shares of long texts keep their differences in a byte.
-    packed = zlib.compress(np.round(np.sqrt(maps) * 255).astype(np.uint8).tobytes())
+    same = rows is columns
+    is_causal = same and not np.triu(maps[0], 1).any() and not np.triu(maps[-1], 1).any()
+    count, levels = maps.shape[1], _levels(maps, room, is_causal=is_causal)
+    heads = [f"head {head}" for head in range(count)] if levels and count > 1 else ["mean over heads"]
     told = _values(
         {
-            "deflated": base64.b64encode(packed).decode(),
+            "mean": _packed(maps.mean(1, dtype=np.float32, keepdims=True), 255, is_causal=is_causal),
+            "each": _packed(maps, levels, is_causal=is_causal) if len(heads) > 1 else None,
+            "levels": levels,
+            "causal": is_causal,
             "layers": maps.shape[0],
-            "heads": maps.shape[1],
+            "heads": len(heads),
             "rows": len(rows),
             "columns": len(columns),
             "from": rows,
@@ -55,14 +66,36 @@ def _map(maps: NDArray[np.float32] | None, rows: list[str], columns: list[str], 
     layers = "".join(f"<option value={layer}>block {layer}" for layer in range(maps.shape[0]))
     options = "".join(f"<option value={index}>{label}" for index, label in enumerate(heads))
     all_heads = "<option value=-1>mean over heads" if len(heads) > 1 else ""
-    same = " data-same" if rows is columns else ""
+    coarse = f" Single heads are told in {levels} steps." if levels < 255 and len(heads) > 1 else ""
     return (
-        f"<h3>{escape(title.strip())}</h3><div data-maps{same}>{told}"
+        f"<h3>{escape(title.strip())}</h3><div data-maps{' data-same' if same else ''}>{told}"
         f"<p class=only><select aria-label=block>{layers}</select> "
         f"<select aria-label=head>{all_heads}{options}</select> <output class=dim>A row is a token that looks, a "
-        "column one that is looked at. Choose a row.</output></p>"
+        f"column one that is looked at. Choose a row.{coarse}</output></p>"
         "<div class=looks><canvas class=map></canvas><div class=heads></div></div><div class=reads></div></div>"
     )
+
+
+def _levels(maps: Maps, room: float, *, is_causal: bool) -> int:
+    """The shades for which `room` is enough; 0 where it is not even for the fewest."""
+    blocks, heads = maps.shape[:2]
+    some = maps.reshape(blocks * heads, 1, *maps.shape[2:])[:: max(1, blocks * heads // _SAMPLED)]
+    most = some.size * room
+    return next((n for n in _LEVELS if len(_packed(some, n, is_causal=is_causal)) <= most), 0)
+
+
+def _packed(maps: Maps | NDArray[np.float32], levels: int, *, is_causal: bool) -> str:
+    """A byte for each number, of a causal text those up to the diagonal: map by map, row by row, deflated."""
+    # Every number of 16 bits has its shade: a root, so that small shares of long texts keep their differences.
+    numbers = np.arange(1 << 15, dtype=np.uint16).view(np.float16).astype(np.float32)
+    shades = np.round(np.sqrt(np.clip(np.nan_to_num(numbers), 0, 1)) * levels).astype(np.uint8)
+    places = np.tril(np.ones(maps.shape[2:], bool), 0 if is_causal else maps.shape[3])
+    packer = zlib.compressobj()
+    parts = [
+        packer.compress(shades[block[:, places].astype(np.float16, copy=False).view(np.uint16)].tobytes())
+        for block in maps
+    ]
+    return base64.b64encode(b"".join((*parts, packer.flush()))).decode()
 
 
 def rope_dials(rope: Rope, last: int) -> str:
