@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +162,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(settings: TrainSettings, tmp_path: P
 
 
 def test_resuming_refuses_other_settings_data_or_base(settings: TrainSettings, tmp_path: Path) -> None:
-    import shutil
 
     copies = {"model": tmp_path / "base", "data": tmp_path / "data"}
     shutil.copytree(settings.model, copies["model"])
@@ -272,9 +272,33 @@ def test_a_broken_checkpoint_is_named(settings: TrainSettings) -> None:
         resume(Path(settings.out))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings, base_dir: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_checkpoint_with_a_changed_byte_is_named(settings: TrainSettings, name: str) -> None:
+    with pytest.raises(InterruptedRun):
+        train(replace(settings, steps=4, save_every=1), sink=stop_after(2))
+    newest = list_checkpoints(Path(settings.out))[-1]
+    held = (newest / name).read_bytes()
+    # In the middle of the last tensor, or of the numbers of a random state: what still can be read.
+    place = held.index(b'"numpy"') + 40 if name == "state.json" else len(held) - 7
+    place += next(at for at, byte in enumerate(held[place:]) if chr(byte) in "012345678" or name != "state.json")
+    (newest / name).write_bytes(held[:place] + bytes([held[place] ^ 1]) + held[place + 1 :])
+    with pytest.raises(CorruptFileError, match=f"{name} is not what was written") as caught:
+        resume(Path(settings.out))
+    assert "Remove it" in caught.value.hint
+    shutil.rmtree(newest)
+    assert resume(Path(settings.out)).finished
 
+
+def test_a_best_adapter_that_cannot_be_read_is_named(settings: TrainSettings) -> None:
+    run = train(replace(settings, steps=2, metric="loss", eval_every=1, save_every=1))
+    (best,) = run.path.glob("best-*")
+    (best / "adapter_model.safetensors").write_bytes(b"cut")
+    edit_json(run.path / "edgetune.json", finished=False)
+    with pytest.raises(CorruptFileError, match=f"{best.name}, cannot be read"):
+        resume(run.path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(settings: TrainSettings, base_dir: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     broken = Path(shutil.copytree(base_dir, tmp_path / "broken"))
@@ -382,7 +406,6 @@ def test_a_model_without_template_takes_one_from_a_file(tmp_path: Path, data_dir
 
 
 def test_bases_that_cannot_be_trained(tmp_path: Path, data_dir: Path, base_dir: Path) -> None:
-    import shutil
 
     def attempt(model: Path) -> None:
         train(TrainSettings(model=str(model), data=(str(data_dir),), out=str(tmp_path / "run"), steps=1))

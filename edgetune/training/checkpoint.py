@@ -2,7 +2,7 @@
 
 `checkpoint-N/` in the run directory holds the adapter (a PEFT directory of its own), the optimizer's moments, the
 random states and the position. Data order and learning rate are functions of the step. A checkpoint appears whole or
-not at all.
+not at all, and one that the disk has changed since is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def save_checkpoint(
         write_tensors(_optimizer_tensors(adapted, optimizer), partial / _OPTIMIZER)
         tensors, values = _random_states()
         write_tensors(tensors, partial / _RANDOM)
-        state = {"position": asdict(position), "random": values}
+        state: dict[str, Any] = {"position": asdict(position), "random": values, "files": _digests(partial)}
+        state["sha256"] = _state_digest(state)
         (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -81,6 +83,19 @@ def save_best(run_dir: Path, position: Position, *, method: Method, adapted: Any
         method.save(adapted, partial)
 
 
+def load_best(run_dir: Path, position: Position, *, method: Method, adapted: Any) -> None:
+    """Put the best adapter so far in place of the newest. Raises `CorruptFileError`."""
+    import safetensors
+
+    path = best_dir(run_dir, position)
+    try:
+        method.load(adapted, path)
+    except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
+        step = int(position.best["step"])
+        hint = f"Remove it and the checkpoints of step {step} and later, to go on from one before, or from the start."
+        raise CorruptFileError(f"The best adapter, {path}, cannot be read: {error}.", hint=hint) from error
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = [path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
@@ -95,6 +110,7 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
 
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        _check_digests(path, state)
         position = Position(**state["position"])
         method.load(adapted, path)
         _restore_optimizer(adapted, optimizer, safetensors.torch.load_file(path / _OPTIMIZER))
@@ -104,6 +120,33 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
             f"The checkpoint {path} cannot be read: {error}.", hint="Remove it to go on from the one before."
         ) from error
     return position
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file in `directory`."""
+    found = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        digest = sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        found[path.relative_to(directory).as_posix()] = digest.hexdigest()
+    return found
+
+
+def _state_digest(state: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in state.items() if name != "sha256"}
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _check_digests(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a checkpoint is not what was written; one of an older version does not say."""
+    if "files" not in state:
+        return
+    found = _digests(path)
+    changed = [name for name, digest in state["files"].items() if found.get(name) != digest]
+    if changed or state.get("sha256") != _state_digest(state):
+        raise ValueError(f"{changed[0] if changed else _STATE} is not what was written")
 
 
 def last_settled(run_dir: Path) -> dict[str, int]:

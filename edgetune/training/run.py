@@ -32,9 +32,9 @@ from edgetune.training.assembly import assemble
 from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base
 from edgetune.training.checkpoint import (
     Position,
-    best_dir,
     last_settled,
     list_checkpoints,
+    load_best,
     load_checkpoint,
     remove_leftovers,
     save_best,
@@ -314,7 +314,7 @@ def _final(run: Run, loop: Loop, method: Method, sink: Sink) -> Evaluation | Non
     """Go back to the best adapter, where one was chosen, and measure what is going to be saved."""
     position = loop.position
     if position.best:
-        method.load(loop.adapted, best_dir(run.path, position))
+        load_best(run.path, position, method=method, adapted=loop.adapted)
         metric, step = loop.settings.metric or "loss", int(position.best["step"])
         sink(Notice(f"The adapter of step {step} is kept: {metric} {position.best['value']:.4g}."))
     elif not loop.task.metrics:
