@@ -58,14 +58,14 @@ def transformer_dir(model_dir: Path) -> Path:
     """
     if (model_dir / "config.json").is_file():
         return model_dir
-    return next(iter(_module_dirs(model_dir)), model_dir)
+    return next(iter(module_dirs(model_dir)), model_dir)
 
 
 def settings_sha256(model_dir: Path) -> str:
     """SHA-256 of what decides a converted model beside weights and tokenizer: configs, pooling, the layers after it."""
     inside = transformer_dir(model_dir)
     paths = [*model_dir.glob("*.json"), *inside.glob("*.json")]
-    for folder in _module_dirs(model_dir):
+    for folder in module_dirs(model_dir):
         if folder.resolve() not in (model_dir.resolve(), inside.resolve()):
             paths += [path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")]
     digest = hashlib.sha256()
@@ -74,7 +74,7 @@ def settings_sha256(model_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def _module_dirs(model_dir: Path) -> list[Path]:
+def module_dirs(model_dir: Path) -> list[Path]:
     """The directories that modules.json names, in its order; those outside of `model_dir` are left out."""
     try:
         listed = json.loads((model_dir / "modules.json").read_text(encoding="utf-8"))

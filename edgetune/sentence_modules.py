@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.gguf_header import GgufHeader
+from edgetune.paths import write_json
 
 _ACTIVATIONS = {
     "Identity": "none", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
@@ -95,7 +96,7 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
             normalize = True
         elif kind != "Dropout":
             raise UnsupportedError(f"{model_dir} has the sentence-transformers module {kind}, which is unknown here.")
-    limits = next(filter(None, (_object(transformer / f"sentence_{name}_config.json") for name in _LIMIT_NAMES)), {})
+    limits = _limits(transformer)
     prompts = _object(model_dir / "config_sentence_transformers.json")
     texts, default = prompts.get("prompts"), prompts.get("default_prompt_name")
     named = {str(name): str(text) for name, text in texts.items() if text} if isinstance(texts, dict) else {}
@@ -112,6 +113,29 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
     )
 
 
+def lower_cases(model_dir: Path) -> bool:
+    """Whether texts are lower-cased before the tokenizer of the model in `model_dir` sees them."""
+    return (model_dir / "modules.json").is_file() and bool(_limits(model_dir).get("do_lower_case"))
+
+
+def write_pooling(model_dir: Path, pooling: str, width: int) -> None:
+    """Let the files in `model_dir` say that states of `width` are pooled by `pooling`, one of `MODES`."""
+    listed = model_dir / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    if not modules:
+        for number, (kind, path) in enumerate((("Transformer", ""), ("Pooling", "1_Pooling"))):
+            kind = f"sentence_transformers.models.{kind}"
+            modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
+        write_json(listed, modules)
+    folder = next(
+        (model_dir / one["path"] for one in modules if str(one["type"]).rpartition(".")[2] == "Pooling"), None
+    )
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        modes = {key: mode == pooling for key, mode in _OLD_MODES.items()}
+        write_json(folder / "config.json", {"word_embedding_dimension": width, **modes})
+
+
 def read_prompting(header: GgufHeader) -> Prompting:
     """What a GGUF file records of it."""
     metadata = header.metadata
@@ -125,6 +149,11 @@ def read_prompting(header: GgufHeader) -> Prompting:
         },
         default_prompt=str(metadata.get("edgetune.default_prompt", "")),
     )
+
+
+def _limits(transformer_dir: Path) -> dict[str, Any]:
+    found = (_object(transformer_dir / f"sentence_{name}_config.json") for name in _LIMIT_NAMES)
+    return next(filter(None, found), {})
 
 
 def _modes(folder: Path) -> tuple[str, ...]:

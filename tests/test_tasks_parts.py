@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from edgetune.data import load_tokenizer
 from edgetune.data.columns import CLASSIFICATION, EMBEDDING, REGRESSION, REWRITING, languages, possible_tasks
 from edgetune.data.dataset import read_columns
 from edgetune.errors import DataError, EdgetuneError
@@ -19,6 +20,7 @@ from edgetune.training import TrainSettings, prepare, train
 from edgetune.training import metrics as measure
 from edgetune.training.confusion import confusion_svg
 from edgetune.training.tasks.labelled import sort_labels
+from tests.encoders import write_tokenizer
 from tests.task_models import write_model, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -207,8 +209,20 @@ def test_pooling_comes_from_the_models_own_files(tmp_path: Path, bert: Path) -> 
     assert prepare(settings(model, data)).data_record()["pooling"] == "cls"
     assert prepare(settings(model, data, pooling="mean")).data_record()["pooling"] == "mean"
     (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
-    with pytest.raises(EdgetuneError, match="cannot be trained with"):
+    assert prepare(settings(model, data)).data_record()["pooling"] == "weightedmean"
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode": "by chance"}')
+    with pytest.raises(EdgetuneError, match="by chance"):
         prepare(settings(model, data))
+
+
+def test_a_sentence_model_lower_cases_in_training_as_it_does_in_use(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, "wordpiece", "Bert")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(tmp_path).encode("The FOX") != load_tokenizer(tmp_path).encode("the fox")
+    (tmp_path / "modules.json").write_text('[{"path": "", "type": "Transformer"}]')
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert load_tokenizer(tmp_path).encode("The FOX") == load_tokenizer(tmp_path).encode("the fox")
 
 
 def test_the_confusion_matrix_is_well_formed_whatever_labels_say() -> None:

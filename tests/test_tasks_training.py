@@ -332,19 +332,53 @@ def test_what_cannot_be_trained_is_refused_with_a_way_out(
     assert not Path(settings.out).exists()
 
 
-def test_a_sentence_models_dense_layer_is_computed_in_f32_beside_a_model_in_bf16(told: Any, tmp_path: Path) -> None:
+def write_sentence_model(directory: Path, **pooling: Any) -> Path:
+    """A BERT of width 32 with a pooling and a dense layer to 8."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    base = write_model(tmp_path / "sentences", "bert")
+    base = write_model(directory, "bert")
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
     (base / "modules.json").write_text(json.dumps([{"path": path, "type": kind} for path, kind in kinds.items()]))
+    width = 32 * sum(pooling.values())
     for path, values in {
-        "1_Pooling": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True},
-        "2_Dense": {"in_features": 32, "out_features": 8, "bias": False},
+        "1_Pooling": {"word_embedding_dimension": 32, **{f"pooling_mode_{name}": on for name, on in pooling.items()}},
+        "2_Dense": {"in_features": width, "out_features": 8, "bias": False},
     }.items():
         (base / path).mkdir()
         (base / path / "config.json").write_text(json.dumps(values))
-    save_file({"linear.weight": np.eye(8, 32, dtype=np.float32)}, base / "2_Dense" / "model.safetensors")
+    weight = np.random.default_rng(0).standard_normal((8, width), dtype=np.float32)
+    save_file({"linear.weight": weight / width**0.5}, base / "2_Dense" / "model.safetensors")
+    return base
+
+
+def test_a_sentence_models_dense_layer_is_computed_in_f32_beside_a_model_in_bf16(told: Any, tmp_path: Path) -> None:
+    base = write_sentence_model(tmp_path / "sentences", cls_token=True)
     run = train(told("embedding", "bert", base=base, task="embedding", dtype="bf16"))
     assert run.metrics["valid"]["recall@5"] > 0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "method", "options"),
+    [
+        ({"cls_token": True, "weightedmean_tokens": True}, "lora", {}),
+        ({"cls_token": True}, "lora", {"pooling": "max"}),
+        ({"mean_sqrt_len_tokens": True}, "full", {}),
+        ({"cls_token": True}, "full", {"pooling": "max"}),
+        ({}, "lora", {"pooling": "cls"}),
+        ({}, "full", {"pooling": "cls"}),
+    ],
+)
+def test_vectors_are_made_as_they_were_in_training(
+    told: Any, tmp_path: Path, pooling: dict[str, bool], method: str, options: dict[str, Any]
+) -> None:
+    from edgetune.engine.torch.encoder import open_torch_encoder
+
+    base = write_sentence_model(tmp_path / "base", **pooling) if pooling else write_model(tmp_path / "base", "bert")
+    run = train(told("embedding", "bert", base=base, task="embedding", method=method, **options))
+    is_whole = method == "full"
+    with open_torch_encoder(run.path if is_whole else base, adapter_dir=None if is_whole else run.path) as encoder:
+        for row in predictions(run.path)[:4]:
+            first, second = encoder.embed([row["anchor"], row["positive"]], normalize=True)
+            assert first @ second == pytest.approx(row["similarity"], abs=1e-4)
+            assert first.shape == ((8,) if pooling else (32,))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_chat_template
 from edgetune.plain_text import text_only
+from edgetune.sentence_modules import lower_cases
 from edgetune.template import ChatTemplate, Rendered, split_control
 from edgetune.text_pairs import PairLayout
 
@@ -247,6 +248,11 @@ def load_tokenizer(model_dir: Path, *, chat_template: str | None = None, now: da
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    if lower_cases(model_dir):
+        from tokenizers import normalizers
+
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     added = list(tokenizer.added_tokens_decoder.items())
     special = set(tokenizer.all_special_tokens)
     control = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.adapters import READERS, read_with_peft
 from edgetune.engine.torch.loading import TOKENIZER_FILES
-from edgetune.engine.torch.sentence_layers import load_layer
+from edgetune.engine.torch.sentence_layers import load_layer, pool
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.head import POOLINGS, Array, Head, HeadLayer, Pooling
@@ -74,7 +75,7 @@ class TorchBackend:
             inputs = self.inputs(batch)
             states = self._encoder(**inputs).last_hidden_state
             lengths = torch.tensor([len(one) for one in batch], device=self._device)
-            parts = [_pool(states, lengths, mode) for mode in ((pooling,) if pooling else self._modes)]
+            parts = [pool(states, lengths, mode) for mode in ((pooling,) if pooling else self._modes)]
             return np.asarray(torch.cat(parts, dim=-1).float().cpu().numpy(), np.float32)
 
     def score(self, batch: Sequence[Encoded]) -> Array:
@@ -85,7 +86,7 @@ class TorchBackend:
             if self._last_token_head is not None:
                 states = self._encoder(**self.inputs(batch)).last_hidden_state
                 lengths = torch.tensor([len(one) for one in batch], device=self._device)
-                logits = self._last_token_head(_pool(states, lengths, "last"))
+                logits = self._last_token_head(pool(states, lengths, "last"))
                 return np.asarray(logits.float().cpu().numpy(), np.float32)
             return np.asarray(self._model(**self.inputs(batch)).logits.float().cpu().numpy(), np.float32)
 
@@ -154,6 +155,10 @@ def load_backend(
     modules = read_modules(model_dir) or SentenceModules(model_dir)
     config = _config(modules.transformer_dir)
     labels, task = _task(config, adapter_dir)
+    trained = _trained_pooling(adapter_dir)
+    if trained:
+        modules = replace(modules, modes=(trained,))
+    says_pooling = bool(trained) or (model_dir / "modules.json").is_file()
     is_alone = any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or [])
     is_half = (is_alone or bool(getattr(config, "is_encoder_decoder", False))) and not labels
     if is_half and not is_alone and not (model_dir / "modules.json").is_file():
@@ -163,31 +168,11 @@ def load_backend(
         )
     model = _load(modules.transformer_dir, adapter_dir, labels=labels, is_half=is_half, dtype=dtype, device=device)
     tokenizer = _tokenizer(modules)
-    profile = _profile(model_dir, config, modules, tokenizer, labels=labels, task=task)
+    profile = _profile(model_dir, config, modules, tokenizer, labels=labels, task=task, says_pooling=says_pooling)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    modes = modules.modes if profile.is_encoder or (model_dir / "modules.json").is_file() else ("last",)
+    modes = modules.modes if profile.is_encoder or says_pooling else ("last",)
     source = _tokenizer_json(tokenizer, lower_case=modules.lower_case)
     return TorchBackend(model, profile, modes=modes, pad_id=pad_id), JsonEncoderTokenizer(source)
-
-
-def _pool(states: Any, lengths: Any, mode: str) -> Any:
-    """(n, width, hidden) → (n, hidden); rows are filled up on the right."""
-    import torch
-
-    if mode == "cls":
-        return states[:, 0]
-    if mode == "last":
-        return states[torch.arange(len(states), device=states.device), lengths - 1]
-    states = states.float()
-    inside = torch.arange(states.shape[1], device=states.device)[None, :] < lengths[:, None]
-    if mode == "max":
-        return states.masked_fill(~inside[:, :, None], -torch.inf).amax(dim=1)
-    weights = inside.float()
-    if mode == "weightedmean":
-        weights = weights * torch.arange(1, states.shape[1] + 1, device=states.device)
-    total = (states * weights[:, :, None]).sum(dim=1)
-    counted = weights.sum(dim=1, keepdim=True)
-    return total / (counted.sqrt() if mode == "mean_sqrt_len" else counted)
 
 
 def _config(model_dir: Path) -> Any:
@@ -227,6 +212,14 @@ def _recorded_task(adapter_dir: Path, kind: str) -> tuple[list[str], str]:
     if run.task == "regression":
         return labels, "regression"
     return labels, "multilabel" if run.data.get("multi_label") else "classification"
+
+
+def _trained_pooling(adapter_dir: Path | None) -> str:
+    """How vectors were made when the adapter was trained for them; empty where no record says so."""
+    if adapter_dir is None or not (adapter_dir / RUN_RECORD).is_file():
+        return ""
+    run = Run.load(adapter_dir)
+    return str(run.data.get("pooling") or "") if run.task == "embedding" else ""
 
 
 def _adapter_config(adapter_dir: Path) -> dict[str, Any]:
@@ -372,7 +365,14 @@ def _tokenizer_json(tokenizer: Any, *, lower_case: bool) -> str:
 
 
 def _profile(
-    model_dir: Path, config: Any, modules: SentenceModules, tokenizer: Any, *, labels: list[str], task: str
+    model_dir: Path,
+    config: Any,
+    modules: SentenceModules,
+    tokenizer: Any,
+    *,
+    labels: list[str],
+    task: str,
+    says_pooling: bool,
 ) -> Profile:
     text = config.get_text_config()
     bound = positions(text.to_dict()) or _LONGEST
@@ -381,20 +381,19 @@ def _profile(
         limits.append(tokenizer.model_max_length)
     is_decoder = not _sees_both_ways(text)
     pooling: Pooling = next((mode for mode in POOLINGS if mode == modules.modes[0]), "mean")
-    is_sentence_model = (model_dir / "modules.json").is_file()
     layers: tuple[HeadLayer, ...]
     if labels:
         # The layers of a classifier are the model's own; the one that stands here says only that it has some.
         layers = (HeadLayer("dense", np.zeros((len(labels), text.hidden_size), np.float32)),)
     else:
         layers = tuple(map(load_layer, modules.layers))
-    head = Head(task, tuple(labels), pooling, layers, modules.normalize) if labels or is_sentence_model else None
+    head = Head(task, tuple(labels), pooling, layers, modules.normalize) if labels or says_pooling else None
     return Profile(
         path=model_dir,
         hidden_size=text.hidden_size,
         max_tokens=min(limits),
         head=head,
-        pooling="last" if is_decoder and not is_sentence_model else pooling,
+        pooling="last" if is_decoder and not says_pooling else pooling,
         normalize=modules.normalize,
         is_encoder=not is_decoder,
         prompts=modules.prompts,

@@ -10,9 +10,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
-from edgetune.fingerprint import read_safetensors_header, safetensors_files
+from edgetune.fingerprint import module_dirs, read_safetensors_header, safetensors_files
+from edgetune.sentence_modules import write_pooling
 from edgetune.training.methods.base import Method, read_parameters, trained, write_parameters
 from edgetune.training.model import load_base
 from edgetune.training.settings import TrainSettings
@@ -65,11 +67,27 @@ class Full(Method):
 
         adapted.to(getattr(torch, _STORED.get(_stored_type(model_dir), "float32")))
         adapted.save_pretrained(directory)
-        for path in model_dir.iterdir():
-            if path.name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-                shutil.copyfile(path, directory / path.name)
-            elif path.is_dir() and path.name.endswith(("_Pooling", "_Normalize")):
-                shutil.copytree(path, directory / path.name, copy_function=shutil.copyfile)
+        _copy_modules(model_dir, directory)
+        if pooling := _trained_pooling(directory.parent):
+            write_pooling(directory, pooling, adapted.config.get_text_config().hidden_size)
+
+
+def _copy_modules(model_dir: Path, directory: Path) -> None:
+    """Copy what a sentence-transformers directory has beside its model."""
+    for path in model_dir.glob("*.json"):
+        if path.name == "modules.json" or "sentence_" in path.name:
+            shutil.copyfile(path, directory / path.name)
+    for folder in module_dirs(model_dir):
+        if folder.resolve() != model_dir.resolve():
+            shutil.copytree(folder, directory / folder.name, copy_function=shutil.copyfile, dirs_exist_ok=True)
+
+
+def _trained_pooling(run_dir: Path) -> str:
+    """How the run makes one vector of a text's states; empty where it makes none."""
+    if not (run_dir / RUN_RECORD).is_file():
+        return ""
+    run = Run.load(run_dir)
+    return str(run.data.get("pooling") or "") if run.task == "embedding" else ""
 
 
 def _stored_type(model_dir: Path) -> str:

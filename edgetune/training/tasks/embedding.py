@@ -2,12 +2,11 @@
 
 Pairs and triplets learn by InfoNCE against every other text of the batch (multiple negatives ranking); pairs with a
 score by CoSENT or by the squared error of their cosine. The state is pooled as the base's sentence-transformers files
-say, else by the mean over tokens (encoders) or the last token (decoders). Dense layers of those files stay frozen.
+say, else by the mean over tokens (encoders) or the last token (decoders). Layers of those files stay frozen.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,11 @@ from numpy.typing import NDArray
 
 from edgetune.data import Dataset, TextTokenizer
 from edgetune.data.columns import EMBEDDING, Columns, Related
-from edgetune.errors import CorruptFileError, DataError, UnsupportedError, UsageError
+from edgetune.engine.torch.sentence_layers import apply_layer, load_layer, pool
+from edgetune.errors import DataError, UsageError
 from edgetune.events import Notice, Sink
+from edgetune.head import HeadLayer
+from edgetune.sentence_modules import read_modules
 from edgetune.training import metrics
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.choose import Kind
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgetune.training.settings import TrainSettings
-
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
-_ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -59,16 +53,6 @@ class RelatedSequence:
         return 1
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A frozen layer behind the pooling."""
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32] | None
-    activation: str | None
-    """The function's name in torch."""
-
-
 class EmbeddingTask(RowTask):
     """Anchors and what belongs to them."""
 
@@ -80,8 +64,8 @@ class EmbeddingTask(RowTask):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.pooling = "mean"
-        self.dense: list[Dense] = []
+        self.modes: tuple[str, ...] = ("mean",)
+        self.layers: list[HeadLayer] = []
         self.scored = False
         self.top_score = 1.0
 
@@ -93,15 +77,18 @@ class EmbeddingTask(RowTask):
         """Rows, and how the base pools."""
         dataset = super().read(settings, model_dir, has_template=has_template, sink=sink)
         default = "mean" if self.kind == "encoder" else "last"
-        own, self.dense = read_pooling(model_dir)
-        self.pooling = own or default
+        modules = read_modules(model_dir)
+        own = modules.modes if modules else ()
+        self.modes = own or (default,)
+        self.layers = [load_layer(layer) for layer in modules.layers] if modules else []
         if settings.pooling != "auto":
-            self.pooling = settings.pooling
-            if own and own != settings.pooling:
-                sink(Notice(f"--pooling {settings.pooling}, where the model's own files say {own}.", "warning"))
+            self.modes = (settings.pooling,)
+            if own and own != self.modes:
+                said = " and ".join(own)
+                sink(Notice(f"--pooling {settings.pooling}, where the model's own files say {said}.", "warning"))
         elif not own:
             sink(Notice(f"The model does not say how its states become one: {default} pooling."))
-        if self.kind == "decoder" and self.pooling != "last":
+        if self.kind == "decoder" and self.modes != ("last",):
             sink(Notice("In a decoder a token sees only those before it: --pooling last is usual.", "warning"))
         return dataset
 
@@ -171,12 +158,11 @@ class EmbeddingTask(RowTask):
 
         extra = {"use_cache": False} if self.kind == "decoder" else {}
         states = model(**batch.inputs, **extra).last_hidden_state.float()  # (rows, tokens, hidden)
-        found = pool(states, batch.inputs["attention_mask"], self.pooling)
+        lengths = batch.inputs["attention_mask"].sum(dim=1)
+        found = torch.cat([pool(states, lengths, mode) for mode in self.modes], dim=-1)
         with torch.autocast(found.device.type, enabled=False):
-            for layer in self.dense:
-                bias = None if layer.bias is None else torch.from_numpy(layer.bias).to(found.device)
-                found = torch.nn.functional.linear(found, torch.from_numpy(layer.weight).to(found.device), bias)
-                found = getattr(torch.nn.functional, layer.activation)(found) if layer.activation else found
+            for layer in self.layers:
+                found = apply_layer(layer, found)
         return torch.nn.functional.normalize(found, dim=-1)
 
     def _loss(self, found: torch.Tensor, batch: RowBatch) -> torch.Tensor:
@@ -230,71 +216,8 @@ class EmbeddingTask(RowTask):
         return Measured(metrics.retrieval(scores_of_all, relevant), rows)
 
     def data_record(self) -> dict[str, Any]:
-        """How states become an embedding."""
-        return {"pooling": self.pooling}
-
-
-def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """(rows, tokens, hidden) → (rows, hidden), over the tokens of `mask`."""
-    import torch
-
-    if pooling == "cls":
-        return states[:, 0]
-    if pooling == "last":
-        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
-    wide = mask[:, :, None].to(states.dtype)
-    if pooling == "max":
-        return states.masked_fill(wide == 0, -torch.inf).amax(dim=1)
-    return (states * wide).sum(dim=1) / wide.sum(dim=1)
-
-
-def read_pooling(model_dir: Path) -> tuple[str, list[Dense]]:
-    """Pooling and dense layers of a model's sentence-transformers files; "" where it has none.
-
-    Raises `UnsupportedError` for what cannot be done exactly, `CorruptFileError` for broken files.
-    """
-    listed = model_dir / "modules.json"
-    if not listed.is_file():
-        return "", []
-    pooling, dense = "", []
-    try:
-        for module in json.loads(listed.read_text(encoding="utf-8")):
-            kind, path = str(module["type"]).rsplit(".", 1)[-1], model_dir / module.get("path", "")
-            if kind == "Pooling":
-                pooling = _pooling(json.loads((path / "config.json").read_text(encoding="utf-8")))
-            elif kind == "Dense":
-                dense.append(_dense(path))
-            elif kind not in ("Transformer", "Normalize", "Dropout"):
-                raise UnsupportedError(f"{listed} asks for a module {kind}, which cannot be trained with.")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CorruptFileError(f"{listed} or a module of it cannot be read: {error}.") from error
-    return pooling, dense
-
-
-def _pooling(values: Mapping[str, Any]) -> str:
-    named = values.get("pooling_mode")
-    found = (
-        [named]
-        if isinstance(named, str)
-        else [
-            _POOLINGS.get(name, name) for name, on in values.items() if name.startswith("pooling_mode_") and on is True
-        ]
-    )
-    found = ["last" if name == "lasttoken" else name for name in found]
-    if len(found) != 1 or found[0] not in _POOLINGS.values():
-        raise UnsupportedError(f"The model pools by {' and '.join(found) or 'nothing'}, which cannot be trained with.")
-    return str(found[0])
-
-
-def _dense(path: Path) -> Dense:
-    from safetensors.numpy import load_file
-
-    values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    name = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
-    if name not in _ACTIVATIONS:
-        raise UnsupportedError(f"The model's dense layer has the activation {name}, which cannot be trained with.")
-    tensors = {key: tensor.astype(np.float32) for key, tensor in load_file(path / "model.safetensors").items()}
-    return Dense(tensors["linear.weight"], tensors.get("linear.bias"), _ACTIVATIONS[name])
+        """How states become an embedding, where one pooling says it; several are the base's own."""
+        return {"pooling": self.modes[0] if len(self.modes) == 1 else ""}
 
 
 def _related(sequences: Sequence[RelatedSequence]) -> NDArray[np.bool_]:
