@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from converters.adapter_head import TrainedHead
     from converters.base import find_family
     from converters.convert import OnTensor, convert_base
-    from converters.layout import GgufModel, Piece, locate_weights
+    from converters.layout import GgufModel, Piece, decoders, locate_weights
 
 __all__ = [
     "ConverterError",
@@ -31,6 +31,7 @@ __all__ = [
     "UnsupportedModel",
     "convert_adapter",
     "convert_base",
+    "decoders",
     "find_family",
     "locate_weights",
 ]
@@ -42,6 +43,7 @@ _HOMES = {
     "convert_adapter": "converters.adapter",
     "find_family": "converters.base",
     "GgufModel": "converters.layout",
+    "decoders": "converters.layout",
     "Piece": "converters.layout",
     "locate_weights": "converters.layout",
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.base import EMBEDDING, HEAD, Family, Target, Weight, find_family
+from converters.base import EMBEDDING, HEAD, Family, Target, Weight, families, find_family, headless
 from converters.errors import CorruptCheckpoint, UnsupportedModel
 from converters.operations import Add, RotaryRows, RowSlice, Scale, Transpose
 
@@ -32,6 +32,11 @@ class Piece:
     """What its values have to be multiplied by."""
     turned: bool = False
     """Whether the checkpoint has the matrix the other way round, (in, out)."""
+
+
+def decoders() -> frozenset[str]:
+    """What `general.architecture` is in files of the decoders whose weights can be located."""
+    return frozenset(one.gguf_architecture for name, one in families().items() if headless(name))
 
 
 def locate_weights(

@@ -206,8 +206,16 @@ def locate_gguf_weights(
     Name → pieces whose rows, one after the other, are that weight; a tied head is left out. Raises `UnsupportedError`
     for a family whose weights cannot be used from a file as they are, `CorruptFileError` for a file that lacks some.
     """
-    with _translated_errors():
-        return converters.locate_weights(config, [tensor.name for tensor in header.tensors], names)
+    try:
+        with _translated_errors():
+            return converters.locate_weights(config, [tensor.name for tensor in header.tensors], names)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{header.path}: {error.message}", hint=error.hint) from error
+
+
+def gguf_decoders() -> frozenset[str]:
+    """What `general.architecture` is in GGUF files of the decoders whose weights can be located."""
+    return converters.decoders()
 
 
 def check_convertible(model_dir: Path) -> None:
