@@ -172,7 +172,7 @@ def test_a_schedule_shorter_than_its_parts_still_ends() -> None:
         ({"lr": -1.0}, "--lr is -1.0"),
         ({"dropout": 1.0}, "--dropout"),
         ({"schedule": "sine"}, "expected one of cosine, linear, constant"),
-        ({"rank": "many"}, "rank is 'many', expected int"),
+        ({"rank": "many"}, "rank is 'many', expected a whole number"),
         ({"rank_pattern": {"q": 0}}, "--rank-pattern"),
         ({"rank_pattern": {"q": True}}, "rank_pattern is"),
         ({"epochs": float("inf")}, "--epochs is inf, expected a number"),
@@ -228,13 +228,23 @@ def test_recipes(tmp_path: Path) -> None:
     path.write_text('model = "pocket"\ndata = "tickets"\nlr = 1\nbatch-size = 8\n[rank-pattern]\nq_proj = 4\n')
     recipe = read_recipe(path)
     assert recipe["data"] == (str(tmp_path / "tickets"),)
+    other = tmp_path / "other.toml"
+    other.write_text('data = ["~/a:2", "/b"]\n')
+    assert read_recipe(other)["data"] == (str(Path("~/a:2").expanduser()), "/b")
     settings = merge_settings(recipe, {"batch_size": 2})
     assert (settings.model, settings.lr, settings.batch_size) == ("pocket", 1.0, 2)
     assert settings.rank_pattern == {"q_proj": 4}
     for text, message in (
-        ("learning_rate = 1", "unknown setting"),
-        ("lr = 'x'", "lr is 'x'"),
-        ("lr =", "cannot be read"),
+        ("learning_rate = 1", "unknown setting 'learning_rate'"),
+        ("[lora]\nrank = 8", "unknown setting 'lora'"),
+        ("lr = 'x'", "lr is 'x' in .*recipe.toml, expected a number"),
+        ("rank = 8.0", "rank is 8.0 in .*, expected a whole number"),
+        ("packing = 1", "packing is 1 in .*, expected true or false"),
+        ("data = 3", "data is 3 in .*, expected a list of texts"),
+        ("rank-pattern = 3", "rank_pattern is 3 in .*, expected a table"),
+        ("schedule = 'cosin'", "schedule is 'cosin' in .*, expected one of cosine, "),
+        ("batch-size = 1\nbatch_size = 2", "has batch-size twice, the second time as 'batch_size'"),
+        ("rank = 1\nlr = =\n", "cannot be read: .*line 2"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

@@ -305,16 +305,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         values = toml.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"The recipe {path} cannot be read: {error}.") from error
-    values = {name.replace("-", "_"): value for name, value in values.items()}
-    values = {_OTHER_NAMES.get(name, name): value for name, value in values.items()}
-    known = {item.name for item in fields(TrainSettings)}
-    for name, value in values.items():
+    known, found = {item.name for item in fields(TrainSettings)}, dict[str, Any]()
+    for written, value in values.items():
+        name = written.replace("-", "_")
+        name = _OTHER_NAMES.get(name, name)
         if name not in known:
             close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
-            raise UsageError(f"The recipe {path} has an unknown setting {name!r}.", hint=hint)
-        values[name] = _relative(name, _typed(name, value, where=f" in {path}"), path.parent)
-    return values
+            hint = f"Did you mean {close[0].replace('_', '-')}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise UsageError(f"The recipe {path} has an unknown setting {written!r}.", hint=hint)
+        if name in found:
+            raise UsageError(f"The recipe {path} has {name.replace('_', '-')} twice, the second time as {written!r}.")
+        found[name] = _relative(name, _typed(name, value, where=f" in {path}"), path.parent)
+    return found
 
 
 def parse_setting(name: str, text: str) -> Any:
@@ -329,7 +331,7 @@ def parse_setting(name: str, text: str) -> Any:
         try:
             return wanted(text)
         except ValueError as error:
-            raise UsageError(f"{name} is {text!r}, expected {wanted.__name__}.") from error
+            raise UsageError(f"{name} is {text!r}, expected {_called(wanted)}.") from error
     if "tuple" in str(wanted) or "Mapping" in str(wanted):
         raise UsageError(f"{flag_name(name)} has no single value.")
     return _typed(name, text)
@@ -338,9 +340,9 @@ def parse_setting(name: str, text: str) -> Any:
 def _relative(name: str, value: Any, directory: Path) -> Any:
     """Paths of a recipe, seen from the recipe; a model's name stays a name."""
     if name in ("chat_template", "out") and value:
-        return str(directory / value)
+        return str(directory / Path(value).expanduser())
     if name == "data":
-        return tuple(str(directory / item) for item in value)
+        return tuple(str(directory / Path(item).expanduser()) for item in value)
     if name == "option":
         return {key: str(directory / text) if (directory / text).is_file() else text for key, text in value.items()}
     if name == "model" and (directory / value).exists() and ("/" in value or value.startswith(".")):
@@ -373,4 +375,10 @@ def _typed(name: str, value: Any, *, where: str = "") -> Any:
         return float(value)
     elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
-    raise UsageError(f"{name} is {value!r}{where}, expected {getattr(wanted, '__name__', text)}.")
+    raise UsageError(f"{name} is {value!r}{where}, expected {_called(wanted)}.")
+
+
+def _called(wanted: Any) -> str:
+    """A type as people call it."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(wanted) or ("a list of texts" if "tuple" in str(wanted) else "a table, e.g. { q_proj = 4 }")
