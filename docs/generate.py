@@ -61,7 +61,7 @@ def explain_json_page() -> str:
 
 def _json_type(annotation: str) -> str:
     """What a field's Python type is in JSON."""
-    text = annotation.replace("NDArray[np.float32] | None", "nested lists of numbers, or null")
+    text = annotation.replace("NDArray[np.float16] | None", "nested lists of numbers, or null")
     text = text.replace("Mapping[str, float]", "object of numbers").replace("Mapping[str, Any]", "object")
     text = re.sub(r"Literal\[(.*)\]", lambda found: found[1].replace(", ", " or "), text)
     text = text.replace("ModelKind", '"decoder" or "encoder" or "encoder-decoder"').replace(

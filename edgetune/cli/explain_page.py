@@ -19,6 +19,7 @@ from edgetune.explain.words import (
     percent,
     readable,
     visible,
+    with_whole,
 )
 
 _BAR = 12
@@ -57,7 +58,9 @@ def _tokens(console: Console, explanation: Explanation) -> None:
     for stack in explanation.runs[0].stacks:
         line = Text()
         for token in stack.tokens:
-            line.append(f" {visible(token.piece)} ", style="reverse dim" if token.control else "reverse")
+            line.append(
+                f" {with_whole(token.piece, token.completes)} ", style="reverse dim" if token.control else "reverse"
+            )
             line.append(f" {token.id}  ", style="dim")
         if len(explanation.runs[0].stacks) > 1:
             console.print(f"the {stack.name} reads:", style="dim")
@@ -242,7 +245,7 @@ def _print_choice(console: Console, run: Run, explanation: Explanation) -> None:
     console.print(table)
     line = Text("chosen, and the loop goes round: ", style="dim")
     for step in run.steps:
-        line.append(visible(step.piece), style="reverse dim" if step.ends else "reverse")
+        line.append(with_whole(step.piece, step.completes), style="reverse dim" if step.ends else "reverse")
         line.append(f" {percent(step.probability)}  ", style="dim")
     console.print(line)
 

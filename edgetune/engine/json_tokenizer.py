@@ -7,6 +7,7 @@ writes is text: it never becomes a control token, whatever it spells.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,16 @@ JSON_KEY = "tokenizer.huggingface.json"
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 4
 """Tokens that one character may be spread over: its bytes in UTF-8."""
+
+
+def _byte_alphabet() -> str:
+    """GPT-2's sign for every byte: printable ones are themselves, the others follow from 256 on."""
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in own else next(others)) for byte in range(256))
+
+
+_ALPHABET = _byte_alphabet()
 
 
 class JsonTokenizer:
@@ -100,17 +111,22 @@ class JsonTokenizer:
         return self._decode(list(ids), special=special).encode()
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """What `token` stands for in the middle of a text; nothing for a control token unless `special`."""
+        """What `token` stands for in the middle of a text; nothing for a control token unless `special`.
+
+        The bytes of one that is a part of a character.
+        """
         if token in self._control_texts:
             return self._control_texts[token].encode() if special else b""
         if token not in self._pieces:
             before = self._decode([self._anchor])
-            self._pieces[token] = self._decode([self._anchor, token]).removeprefix(before).encode()
+            text = self._decode([self._anchor, token]).removeprefix(before)
+            raw = self._bytes(token) if _UNFINISHED in text else None
+            self._pieces[token] = text.encode() if raw is None else raw
         return self._pieces[token]
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Each token as text for people."""
-        return [self.piece(token, special=True).decode() for token in ids]
+        """Each token as text for people; bytes that are no UTF-8 by themselves show as U+FFFD."""
+        return [self.piece(token, special=True).decode(errors="replace") for token in ids]
 
     def speller(self, *, after: int) -> Callable[[int], bytes]:
         """Spells the tokens of a text one by one; a character spread over several comes with its last token."""
@@ -129,6 +145,13 @@ class JsonTokenizer:
             return text.removeprefix(before).encode()
 
         return spell
+
+    def _bytes(self, token: int) -> bytes | None:
+        """The bytes that the vocabulary's entry spells, of SentencePiece ("<0xE2>") or in GPT-2's alphabet."""
+        entry = str(self._backend.id_to_token(token))
+        if found := re.fullmatch("<0x([0-9A-F]{2})>", entry):
+            return bytes.fromhex(found[1])
+        return bytes(map(_ALPHABET.index, entry)) if set(entry) <= set(_ALPHABET) else None
 
     def _decode(self, ids: list[int], *, special: bool = False) -> str:
         return str(self._backend.decode(ids, skip_special_tokens=not special))

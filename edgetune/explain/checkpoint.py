@@ -84,7 +84,7 @@ class Loaded:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself."""
-        return [self.vocabulary.piece(token, special=True).decode(errors="replace") for token in ids]
+        return [self.vocabulary.piece(token, special=True).decode(errors="surrogateescape") for token in ids]
 
     @property
     def source(self) -> Loaded | SourceCharacters:

@@ -31,6 +31,7 @@ from edgetune.explain.labels import Labelled
 from edgetune.explain.page import Anatomy, Run
 from edgetune.explain.parts import Told, adapter_sets
 from edgetune.explain.seen import Seen
+from edgetune.explain.spelling import Spelling
 from edgetune.fingerprint import transformer_dir
 from edgetune.head import Pooling
 
@@ -91,7 +92,7 @@ def _follow(
     work = Work(encoded, Seen.of(blocks.embedded, states), states, attention, _pooling(backend), heard, blocks.added)
     vocabulary = load_vocabulary(transformer_dir(backend.profile.path), model.config.to_dict(), eog_ids=frozenset())
     assert isinstance(vocabulary, JsonTokenizer), "encoders without tokenizer files are refused above"
-    return build_run(encoder, work, result, vocabulary, labelled, specs)
+    return build_run(encoder, work, result, Spelling(vocabulary), labelled, specs)
 
 
 def _pooling(backend: TorchBackend) -> Pooling:

@@ -36,6 +36,7 @@ from edgetune.explain.parts import (
     run_name,
     stacked,
     tokens_of,
+    with_characters,
 )
 from edgetune.explain.seen import Seen
 
@@ -223,7 +224,7 @@ class _Runner:
             given = [step.id] if cache is not None else [*given, step.id]
             read = {name: torch.tensor([given]), **encoded}
             out = self.loaded.model(**read, past_key_values=cache, use_cache=True)
-        return tuple(steps)
+        return with_characters(steps)
 
     def _choose(self, logits: States, randomness: np.random.Generator, ends: set[int]) -> Step:
         own, sampled = softmax(logits), sampled_shares(logits, self.sampling)

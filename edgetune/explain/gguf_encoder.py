@@ -28,6 +28,7 @@ from edgetune.explain.lens import Lens, LensError
 from edgetune.explain.page import Run
 from edgetune.explain.parts import Told, Vocabulary, adapter_sets
 from edgetune.explain.seen import Seen
+from edgetune.explain.spelling import Spelling
 from edgetune.gguf_header import read_gguf_header
 from edgetune.head import Pooling, pool, read_head
 
@@ -115,11 +116,11 @@ class _Follower:
     def _vocabulary(self) -> Iterator[Vocabulary]:
         source = read_gguf_header(self.path).metadata.get(JSON_KEY)
         if isinstance(source, str) and source:
-            yield JsonTokenizer(source)
+            yield Spelling(JsonTokenizer(source))
             return
         own = GgufTokenizer.open(self.path)
         try:
-            yield own
+            yield Spelling(own)
         finally:
             own.close()
 

@@ -5,7 +5,7 @@ From what `seen` has of llama.cpp's graph; which model it is and how it is run i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from edgetune.engine.seq2seq import Seq2SeqEngine
 from edgetune.explain.filters import softmax
 from edgetune.explain.lens import Lens, LensError, divergence
 from edgetune.explain.page import Guess, Lensed, Option, Step
-from edgetune.explain.parts import most_guessed
+from edgetune.explain.parts import most_guessed, with_characters
+from edgetune.explain.spelling import Spelling
 from edgetune.gguf_header import read_gguf_header
 
 _TOP = 10
@@ -31,6 +32,7 @@ class Guesser:
     def __init__(self, engine: LlamaEngine | Seq2SeqEngine, norm: str, notes: list[str]) -> None:
         """`norm` is the name of the norm before the head."""
         self.engine, self.norm, self.notes = engine, norm, notes
+        self.pieces = Spelling(engine.tokenizer).pieces
         self.base_logits: States | None = None
         """Of the base, after every block, at the last position: (blocks, vocabulary)."""
 
@@ -57,7 +59,7 @@ class Guesser:
             kl = divergence(self.base_logits, logits).tolist()
         else:
             self.base_logits = logits
-        pieces = self.engine.tokenizer.pieces
+        pieces = self.pieces
         return [
             Lensed(self._top(row), tuple(pieces(tokens.tolist())), tuple(likely.tolist()), value)
             for row, tokens, likely, value in zip(logits, heard.best, heard.shares, kl, strict=True)
@@ -66,7 +68,7 @@ class Guesser:
     def _top(self, logits: States, count: int = 5) -> tuple[Guess, ...]:
         shares = softmax(logits)
         best = np.argsort(-shares, kind="stable")[:count].tolist()
-        pieces = self.engine.tokenizer.pieces(best)
+        pieces = self.pieces(best)
         return tuple(Guess(token, piece, float(shares[token])) for token, piece in zip(best, pieces, strict=True))
 
 
@@ -79,19 +81,22 @@ def choose_steps(
     generation = engine.generate(ids, sampling, max_tokens=count, top=_TOP)
     for _ in generation:
         pass
-    pieces = engine.tokenizer.pieces([choice.id for choice in generation.choices])
+    pieces = Spelling(engine.tokenizer).pieces
     steps = [
-        Step(choice.id, piece, choice.probability, choice.sampled, _options(choice.alternatives))
-        for choice, piece in zip(generation.choices, pieces, strict=True)
+        Step(choice.id, piece, choice.probability, choice.sampled, _options(choice.alternatives, pieces))
+        for choice, piece in zip(generation.choices, pieces(one.id for one in generation.choices), strict=True)
     ]
     if generation.finish_reason == "stop":
         options = engine.distribution(sampling, top=_TOP)
         end = next((one for one in options if one.id in engine.tokenizer.eog_ids), None)
         if end is not None:
-            piece = engine.tokenizer.pieces([end.id])[0]
-            steps.append(Step(end.id, piece, end.probability, end.sampled, _options(options), ends=True))
-    return tuple(steps)
+            piece = pieces([end.id])[0]
+            steps.append(Step(end.id, piece, end.probability, end.sampled, _options(options, pieces), ends=True))
+    return with_characters(steps)
 
 
-def _options(candidates: Sequence[Candidate]) -> tuple[Option, ...]:
-    return tuple(Option(one.id, one.text, one.probability, one.sampled) for one in candidates)
+def _options(candidates: Sequence[Candidate], pieces: Callable[[list[int]], list[str]]) -> tuple[Option, ...]:
+    texts = pieces([one.id for one in candidates])
+    return tuple(
+        Option(one.id, text, one.probability, one.sampled) for one, text in zip(candidates, texts, strict=True)
+    )

@@ -26,6 +26,7 @@ from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Explanation, ModelKind, Run, StackRun
 from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
 from edgetune.explain.seen import Seen
+from edgetune.explain.spelling import Spelling
 from edgetune.gguf_header import read_gguf_header
 
 
@@ -152,6 +153,7 @@ class _Runner:
     ) -> None:
         self.engine, self.seen, self.ids, self.sampling, self.steps = engine, seen, ids, sampling, steps
         self.notes = notes
+        self.spelling = Spelling(engine.tokenizer)
         self.guesser = Guesser(engine, "output_norm", notes)
 
     def __call__(self, specs: tuple[LoraSpec, ...]) -> Run:
@@ -169,7 +171,7 @@ class _Runner:
         guesses = self.guesser(states, last, specs)
         attention = [seen.take_attention(layer) for layer in range(len(states))]
         blocks = block_runs(seen, states, attention, guesses)
-        stack = StackRun("decoder", tokens_of(self.engine.tokenizer, self.ids, seen), blocks, stacked(attention))
+        stack = StackRun("decoder", tokens_of(self.spelling, self.ids, seen), blocks, stacked(attention))
         seen.pieces = {}
         return Run(
             name=run_name(specs),
@@ -177,5 +179,5 @@ class _Runner:
             filters=tuple(iter_filters(last, self.sampling)),
             steps=choose_steps(self.engine, self.ids, self.sampling, self.steps),
             entropy=entropy(last),
-            distribution=build_distribution(last, self.engine.tokenizer.pieces),
+            distribution=build_distribution(last, self.spelling.pieces),
         )

@@ -18,6 +18,7 @@ from edgetune.explain.gguf_parts import Guesser, choose_steps
 from edgetune.explain.page import Run, StackRun
 from edgetune.explain.parts import Told, adapter_sets, block_runs, check_length, run_name, stacked, tokens_of
 from edgetune.explain.seen import Seen
+from edgetune.explain.spelling import Spelling
 
 States = NDArray[np.float32]
 _DECODER_NORM = "dec.output_norm"
@@ -93,7 +94,7 @@ def _run(
         filters=tuple(iter_filters(last, sampling)),
         steps=choose_steps(engine, ids, sampling, steps),
         entropy=entropy(last),
-        distribution=build_distribution(last, engine.tokenizer.pieces),
+        distribution=build_distribution(last, Spelling(engine.tokenizer).pieces),
     )
 
 
@@ -101,7 +102,7 @@ def _encoder(engine: Seq2SeqEngine, seen: Seen, ids: list[int]) -> StackRun:
     states = _states(seen)
     attention = [seen.take_attention(layer) for layer in range(len(states))]
     blocks = block_runs(seen, states, attention, [])
-    return StackRun("encoder", tokens_of(engine.tokenizer, ids, seen), blocks, stacked(attention))
+    return StackRun("encoder", tokens_of(Spelling(engine.tokenizer), ids, seen), blocks, stacked(attention))
 
 
 def _decoder(
@@ -122,7 +123,9 @@ def _decoder(
         own.append(maps[0][:, :, : len(target)] if is_whole else None)
         across.append(maps[1] if is_whole else None)
     blocks = block_runs(seen, states, own, guesses, across=across)
-    return StackRun("decoder", tokens_of(engine.tokenizer, target, seen), blocks, stacked(own), stacked(across))
+    return StackRun(
+        "decoder", tokens_of(Spelling(engine.tokenizer), target, seen), blocks, stacked(own), stacked(across)
+    )
 
 
 def _states(seen: Seen) -> list[States]:

@@ -11,9 +11,19 @@ from html import escape
 from importlib import resources
 from math import prod
 
-from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun
+from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun, Step, Token
+from edgetune.explain.spelling import segments
 from edgetune.explain.widgets import attention_maps, bar, rope_dials, sampler
-from edgetune.explain.words import ADDED_BEFORE_NORM, LABEL_STEPS, POOLED, STEPS, number, percent, readable, visible
+from edgetune.explain.words import (
+    ADDED_BEFORE_NORM,
+    LABEL_STEPS,
+    POOLED,
+    STEPS,
+    number,
+    percent,
+    readable,
+    visible,
+)
 
 
 def page(explanation: Explanation) -> str:
@@ -62,7 +72,7 @@ def _tokens(explanation: Explanation) -> str:
     parts = []
     for stack in explanation.runs[0].stacks:
         chips = "".join(
-            f'<span class="t{" c" if token.control else ""}">{_piece(token.piece)}<small>{token.id}</small></span>'
+            f'<span class="t{" c" if token.control else ""}">{_told(token)}<small>{token.id}</small></span>'
             for token in stack.tokens
         )
         what = f"The {stack.name} reads" if len(explanation.runs[0].stacks) > 1 else "The text becomes"
@@ -77,7 +87,7 @@ def _embedding(explanation: Explanation) -> str:
     for stack, run in zip(explanation.anatomy.stacks, explanation.runs[0].stacks, strict=True):
         longest = max((token.norm for token in run.tokens), default=1.0) or 1.0
         rows = "".join(
-            f"<tr><td class=m>{_piece(token.piece)}</td><td>{bar(token.norm / longest)}</td>"
+            f"<tr><td class=m>{_told(token)}</td><td>{bar(token.norm / longest)}</td>"
             f"<td class=n>{number(token.norm)}</td></tr>"
             for token in run.tokens
         )
@@ -152,7 +162,7 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
         if any(getattr(block, field) is not None for block in runs[0].blocks)
     ]
     speaks = any(block.lens.guesses for block in runs[0].blocks)
-    write = readable if explanation.runs[0].scores else visible
+    write = _label if explanation.runs[0].scores else _piece
     compared = len(runs) > 1 and speaks
     rows = []
     for layer, block in enumerate(runs[0].blocks):
@@ -183,7 +193,7 @@ def _best(block: BlockRun) -> int | None:
 
 def _guesses(block: BlockRun, write: Callable[[str], str]) -> str:
     return "".join(
-        f"<span class=t{_shade(guess.probability)}><bdi>{escape(write(guess.piece))}</bdi>"
+        f"<span class=t{_shade(guess.probability)}>{write(guess.piece)}"
         f"<small>{percent(guess.probability)}</small></span>"
         for guess in block.lens.guesses[:3]
     )
@@ -196,7 +206,18 @@ def _shade(share: float) -> str:
 
 def _piece(piece: str) -> str:
     """A token's text, which may run from right to left, without a say in what is beside it."""
-    return f"<bdi>{escape(visible(piece))}</bdi>"
+    parts = (f"<i>⟨{part}⟩</i>" if is_bytes else escape(visible(part)) for part, is_bytes in segments(piece))
+    return f"<bdi>{''.join(parts)}</bdi>"
+
+
+def _label(name: str) -> str:
+    return f"<bdi>{escape(readable(name))}</bdi>"
+
+
+def _told(token: Token | Step) -> str:
+    """A token's text, and the character that it ends."""
+    whole = f" → <bdi>{escape(visible(token.completes))}</bdi>" if token.completes else ""
+    return _piece(token.piece) + whole
 
 
 def _lens_grid(run: StackRun, name: str) -> str:
@@ -274,7 +295,7 @@ def _filled(run: Run) -> str:
     if run.gap < 0 or not run.stacks[0].blocks:
         return "<p class=dim>This model has no next token to choose.</p>"
     token = run.stacks[0].tokens[run.gap]
-    guesses = _guesses(run.stacks[0].blocks[-1], visible)
+    guesses = _guesses(run.stacks[0].blocks[-1], _piece)
     return f"<p>In the place of {_piece(token.piece)} (token {run.gap}) it would put:</p>{guesses}"
 
 
@@ -291,7 +312,7 @@ def _effects(run: Run) -> str:
 def _loop(run: Run) -> str:
     chips = "".join(
         f'<span class="t{" c" if step.ends else ""}"{_shade(step.probability)}>'
-        f"{_piece(step.piece)}<small>{percent(step.probability)}</small></span>"
+        f"{_told(step)}<small>{percent(step.probability)}</small></span>"
         for step in run.steps
     )
     return f"<p>It is added to the text, and the loop goes round again:</p>{chips}"

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.explain.spelling import named
+
 ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
@@ -102,6 +104,8 @@ class Token:
     control: bool = False
     norm: float = 0.0
     """Length of its embedding vector."""
+    completes: str = ""
+    """The character whose last byte it brings, of one that is spread over several tokens."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,8 @@ class Step:
     options: tuple[Option, ...] = ()
     ends: bool = False
     """Whether it ends the text."""
+    completes: str = ""
+    """The character whose last byte it brings."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +256,7 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As JSON-ready values; attention maps as nested lists, rounded."""
+        """As JSON-ready values; attention maps as nested lists, rounded, and bytes that are no text as "<0xE2>"."""
         values: dict[str, Any] = _plain(asdict(self))
         return values
 
@@ -264,4 +270,6 @@ def _plain(value: Any) -> Any:
         return np.round(value.astype(np.float64), 4).tolist()
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}")
+    if isinstance(value, str):
+        return named(value)
     return str(value) if isinstance(value, Path) else value

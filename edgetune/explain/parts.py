@@ -6,7 +6,7 @@ From what `seen` has of a model at work; which model it is and what runs it is f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgetune.engine.protocol import LoraSpec
 from edgetune.errors import UsageError
-from edgetune.explain.page import BlockRun, Lensed, Run, Token
+from edgetune.explain.page import BlockRun, Lensed, Run, Step, Token
 from edgetune.explain.seen import Maps, Seen, share
+from edgetune.explain.spelling import completed
 
 MOST_TOKENS = 512
 """A longer prompt is refused: nobody looks at that many, and attention takes their square in memory."""
@@ -94,9 +95,14 @@ def tokens_of(vocabulary: Vocabulary, ids: Sequence[int], seen: Seen) -> tuple[T
     embedded = seen.embedded()
     norms = np.linalg.norm(embedded, axis=-1).tolist() if embedded is not None else [0.0] * len(ids)
     pieces, control = vocabulary.pieces(ids), vocabulary.control_tokens
-    return tuple(
-        Token(token, piece, piece in control, norm) for token, piece, norm in zip(ids, pieces, norms, strict=True)
-    )
+    rows = zip(ids, pieces, norms, completed(pieces), strict=True)
+    return tuple(Token(token, piece, piece in control, norm, whole) for token, piece, norm, whole in rows)
+
+
+def with_characters(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The tokens of a text one after the other, with the characters that they end."""
+    whole = completed([step.piece for step in steps])
+    return tuple(replace(step, completes=one) for step, one in zip(steps, whole, strict=True))
 
 
 def block_runs(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetune.explain.page import Explanation, Rope, Run, StackRun
-from edgetune.explain.words import number, percent, visible
+from edgetune.explain.words import number, percent, visible, with_whole
 
 _MOST_PACKED = 1 << 21
 """Bytes that all attention of a page may take, packed."""
@@ -33,10 +33,10 @@ def attention_maps(stack: StackRun, run_name: str, explanation: Explanation) -> 
     """Who looks at whom in `stack`, and at the source where there is one."""
     all_maps = [maps for run in explanation.runs for one in run.stacks for maps in (one.attention, one.cross_attention)]
     room = _MOST_PACKED / max(1, sum(maps.size for maps in all_maps if maps is not None))
-    pieces = [visible(token.piece) for token in stack.tokens]
+    pieces = [with_whole(token.piece, token.completes) for token in stack.tokens]
     shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name} {run_name}", room=room)
     if stack.cross_attention is not None:
-        source = [visible(token.piece) for token in explanation.runs[0].stacks[0].tokens]
+        source = [with_whole(token.piece, token.completes) for token in explanation.runs[0].stacks[0].tokens]
         shown += _map(stack.cross_attention, pieces, source, f"Attention to the source {run_name}", room=room)
     return shown
 

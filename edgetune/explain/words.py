@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from edgetune.explain.spelling import segments
+
 STEPS = ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token")
 """The titles of the six steps."""
 
@@ -24,8 +26,17 @@ _NAMED = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def visible(piece: str) -> str:
-    """A token's text with its white space and control characters made visible, so that none acts on a screen."""
-    return "".join(_NAMED.get(sign) or (f"\\x{ord(sign):02x}" if _acts(sign) else sign) for sign in piece) or "∅"
+    """A token's text with white space and control characters made visible, and ⟨bytes⟩ of a part of a character."""
+    return "".join(f"⟨{part}⟩" if is_bytes else _written(part) for part, is_bytes in segments(piece))
+
+
+def _written(text: str) -> str:
+    return "".join(_NAMED.get(sign) or (f"\\x{ord(sign):02x}" if _acts(sign) else sign) for sign in text) or "∅"
+
+
+def with_whole(piece: str, completes: str) -> str:
+    """A token's text, and the character that it ends."""
+    return visible(piece) + (f"→{visible(completes)}" if completes else "")
 
 
 def readable(text: str) -> str:
