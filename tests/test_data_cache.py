@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from mmap import mmap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgetune.data import Split, Tokenized, load_tokenizer, read_dataset
+from edgetune.data import Split, Tokenized, load_tokenizer, read_dataset, tokenize
 from edgetune.data import cache as module
 from edgetune.data.cache import cached_tokenize
 from edgetune.events import Event, Notice, Progress
 from edgetune.paths import cache_dir
+from edgetune.training.gguf_base.tokenizer import load_gguf_tokenizer
 from tests.checkpoints import write_checkpoint
+from tests.ggufs import base_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,6 +60,13 @@ def is_new(told: list[Event]) -> bool:
     return any(isinstance(event, Progress) for event in told)
 
 
+def is_mapped(split: Split[Tokenized]) -> bool:
+    array: Any = split.sequences[0].ids
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap)
+
+
 def equal(one: Split[Tokenized], other: Split[Tokenized]) -> bool:
     assert one.summary() == other.summary()
     return all(
@@ -69,7 +82,13 @@ def test_the_second_time_the_same_sequences_come_from_disk(base_dir: Path, tmp_p
     assert is_new(told_first)
     assert not is_new(told_second)
     assert equal(first["train"], second["train"])
-    assert isinstance(second["train"].sequences[0].ids, np.memmap)
+    for split in (first, second):  # what was just made is in the file as well, not in memory
+        assert is_mapped(split["train"])
+    assert [len(one.ids) for one in second["train"].sequences[-2:]] == [
+        len(second["train"].sequences[n].ids) for n in (-2, -1)
+    ]
+    with pytest.raises(IndexError):
+        second["train"].sequences[len(second["train"].sequences)]
     assert first["train"].truncated > 0
     # What was said of the data is said again.
     said = [[event for event in told if isinstance(event, Notice)] for told in (told_first, told_second)]
@@ -93,13 +112,20 @@ def test_anything_else_is_tokenized_anew(base_dir: Path, tmp_path: Path) -> None
 
 def test_a_broken_cache_is_made_again(base_dir: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl")
-    first, _ = made(data, base_dir)
+    made(data, base_dir)
+    dataset = read_dataset([data], has_template=True, splits=("train",))
+    expected = tokenize(dataset, load_tokenizer(base_dir), max_length=24)
     (kept,) = (cache_dir() / "tokens").iterdir()
-    for name, content in (("train.ids.npy", b"no array"), ("splits.json", b"{"), ("train.lengths.npy", b"")):
+    for name, content in (
+        ("train.ids.npy", b"no array"),
+        ("splits.json", b"{"),
+        ("splits.json", b'{"counts": [], "notices": []}'),
+        ("train.lengths.npy", b""),
+    ):
         (kept / name).write_bytes(content)
         again, told = made(data, base_dir)
         assert is_new(told)
-        assert equal(first["train"], again["train"])
+        assert equal(expected["train"], again["train"])
     np.save(kept / "train.lengths.npy", np.array([1, 2]))
     assert is_new(made(data, base_dir)[1])
 
@@ -151,3 +177,51 @@ def test_rows_that_the_template_refuses_are_found_every_time(base_dir: Path, tmp
         dataset = read_dataset([data], has_template=True, splits=("train",), skip_bad_rows=True)
         cached_tokenize(dataset, load_tokenizer(base_dir, chat_template=template), max_length=24)
         assert len(dataset.skipped.problems) == 5
+
+
+def test_a_cache_that_can_only_be_read_is_read(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    made(data, base_dir)
+
+    def refuse(path: Path, **_: Any) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert not is_new(made(data, base_dir)[1])
+
+
+def test_a_full_disk_costs_the_cache_alone(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+        without, _ = made(data, base_dir)
+    assert not [*(cache_dir() / "tokens").glob("*")]
+    assert not is_mapped(without["train"])
+    kept, told = made(data, base_dir)
+    assert is_new(told)
+    assert equal(without["train"], kept["train"])
+
+
+def test_whoever_wants_the_same_at_the_same_time_waits_for_it(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    made(data, base_dir)  # what is loaded late is loaded
+    shutil.rmtree(cache_dir() / "tokens")
+    with ThreadPoolExecutor(3) as workers:
+        found = [*workers.map(lambda _: made(data, base_dir), range(3))]
+    assert sorted(is_new(told) for _, told in found) == [False, False, True]
+    assert all(equal(found[0][0]["train"], splits["train"]) for splits, _ in found[1:])
+
+
+def test_a_gguf_files_vocabulary_is_told_apart(base_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    dataset = read_dataset([data], has_template=True, splits=("train",))
+    tokenizer = load_gguf_tokenizer(base_gguf("llama"))
+    for expected in (True, False):
+        told: list[Event] = []
+        splits = cached_tokenize(dataset, tokenizer, max_length=24, sink=told.append)
+        assert is_new(told) is expected
+        assert splits["train"].rows == 6
+    told = []
+    cached_tokenize(dataset, load_tokenizer(base_dir), max_length=24, sink=told.append)
+    assert is_new(told)

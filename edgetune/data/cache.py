@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
 
 from edgetune import __version__
 from edgetune.data.dataset import Dataset, Split, tokenize
@@ -24,7 +27,7 @@ from edgetune.data.masking import Tokenized
 from edgetune.data.tokenizer import TextTokenizer
 from edgetune.errors import EdgetuneError
 from edgetune.events import Event, Notice, Sink, ignore
-from edgetune.paths import cache_dir, whole_dir
+from edgetune.paths import cache_dir, check_disk_space, whole_dir
 
 LEAST_ROWS = 1000
 """Data with fewer rows are tokenized anew: it takes about a second."""
@@ -35,7 +38,10 @@ KEPT = 8
 MOST_BYTES = 4 << 30
 """What they may take on disk together; the newest one is kept whatever it takes."""
 
-_FORMAT = 2
+_BYTES_PER_TOKEN = 5
+"""An id and whether it is learned."""
+
+_FORMAT = 3
 
 
 def cached_tokenize(
@@ -46,11 +52,22 @@ def cached_tokenize(
     if rows < LEAST_ROWS or not dataset.sha256:
         return tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     directory = cache_dir() / "tokens" / _key(dataset, tokenizer, max_length)
-    if (found := _read(directory)) is not None:
-        splits, notes = found
-        for text, level in notes:
-            sink(Notice(text, "warning" if level == "warning" else "info"))
-        return splits
+    with _alone(directory):
+        return _found(directory, sink) or _made(directory, dataset, tokenizer, max_length, sink)
+
+
+def _found(directory: Path, sink: Sink) -> dict[str, Split[Tokenized]] | None:
+    if (found := _read(directory)) is None:
+        return None
+    splits, notes = found
+    for text, level in notes:
+        sink(Notice(text, "warning" if level == "warning" else "info"))
+    return splits
+
+
+def _made(
+    directory: Path, dataset: Dataset, tokenizer: TextTokenizer, max_length: int, sink: Sink
+) -> dict[str, Split[Tokenized]]:
     skipped, notices = len(dataset.skipped.problems), list[tuple[str, str]]()
 
     def note(event: Event) -> None:
@@ -63,7 +80,26 @@ def cached_tokenize(
     if len(dataset.skipped.problems) == skipped:
         with suppress(OSError, EdgetuneError):
             _write(directory, splits, notices)
+            if (found := _read(directory)) is not None:
+                return found[0]  # in the file, where they take no memory
     return splits
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let processes that want the same sequences, as those of one `torchrun` do, make them one after another.
+
+    The second one finds what the first one kept. Where nothing can be locked, nobody waits.
+    """
+    with ExitStack() as held:
+        with suppress(OSError, NotImplementedError):
+            _lock_path(directory).parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(_lock_path(directory)))
+        yield
+
+
+def _lock_path(directory: Path) -> Path:
+    return directory.parent.with_name("locks") / directory.name
 
 
 def _key(dataset: Dataset, tokenizer: TextTokenizer, max_length: int) -> str:
@@ -79,7 +115,7 @@ def _key(dataset: Dataset, tokenizer: TextTokenizer, max_length: int) -> str:
         {split: [str(path.name) for path in paths] for split, paths in dataset.files.items()},
         {split: len(examples) for split, examples in dataset.examples.items()},
         max_length,
-        tokenizer.backend.to_str(),
+        tokenizer.identity,
         sorted(tokenizer.control_ids.items()),
         sorted(tokenizer.eog_ids),
         tokenizer.eos_id,
@@ -90,17 +126,27 @@ def _key(dataset: Dataset, tokenizer: TextTokenizer, max_length: int) -> str:
 
 
 def _write(directory: Path, splits: Mapping[str, Split[Tokenized]], notices: Sequence[tuple[str, str]]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    check_disk_space(directory.parent, sum(_BYTES_PER_TOKEN * split.tokens for split in splits.values()))
     with whole_dir(directory) as partial:
         for name, split in splits.items():
-            np.save(partial / f"{name}.ids.npy", np.concatenate([sequence.ids for sequence in split.sequences]))
-            learned = np.concatenate([sequence.learned for sequence in split.sequences])
-            np.save(partial / f"{name}.learned.npy", learned)
-            lengths = np.array([len(sequence.ids) for sequence in split.sequences], dtype=np.int64)
-            np.save(partial / f"{name}.lengths.npy", lengths)
+            sequences, tokens = split.sequences, split.tokens
+            _write_array(partial / f"{name}.ids.npy", np.int32, tokens, (one.ids for one in sequences))
+            _write_array(partial / f"{name}.learned.npy", np.bool_, tokens, (one.learned for one in sequences))
+            np.save(partial / f"{name}.lengths.npy", np.array([len(one.ids) for one in sequences], dtype=np.int64))
             np.save(partial / f"{name}.rows.npy", np.array(split.rows_of, dtype=np.int64))
         counts = {name: [split.rows, split.truncated, split.dropped] for name, split in splits.items()}
         (partial / "splits.json").write_text(json.dumps({"counts": counts, "notices": notices}), encoding="utf-8")
     _remove_old(directory.parent)
+
+
+def _write_array(path: Path, dtype: Any, count: int, parts: Iterable[NDArray[Any]]) -> None:
+    """Write `parts` as one array of `count` values, which is never in memory as a whole."""
+    with path.open("wb") as file:
+        head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, head)
+        for part in parts:
+            file.write(part.astype(dtype, copy=False).tobytes())
 
 
 def _remove_old(home: Path) -> None:
@@ -110,15 +156,17 @@ def _remove_old(home: Path) -> None:
         total += sum(path.stat().st_size for path in kept.iterdir())
         if number and (number >= KEPT or total > MOST_BYTES):
             shutil.rmtree(kept, ignore_errors=True)
+            _lock_path(kept).unlink(missing_ok=True)
 
 
 def _read(directory: Path) -> tuple[dict[str, Split[Tokenized]], list[tuple[str, str]]] | None:
     try:
         record = json.loads((directory / "splits.json").read_text(encoding="utf-8"))
         splits = {name: _read_split(directory, name, *counts) for name, counts in record["counts"].items()}
-        directory.touch()
+        with suppress(OSError):  # a home that can be read alone
+            directory.touch()
         return splits, [(text, level) for text, level in record["notices"]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -127,8 +175,35 @@ def _read_split(directory: Path, name: str, rows: int, truncated: int, dropped: 
         np.load(directory / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "learned", "lengths", "rows")
     ]
     ids, learned, lengths, rows_of = arrays
-    ends = np.cumsum(lengths).tolist()
-    if not ends or not (ends[-1] == len(ids) == len(learned) and len(rows_of) == len(ends)):
+    if not len(lengths) or not (lengths.sum() == len(ids) == len(learned) and len(rows_of) == len(lengths)):
         raise ValueError("the arrays do not fit together")
-    sequences = [Tokenized(ids[begin:end], learned[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+    ends = np.cumsum(np.concatenate(([0], lengths)))
+    # As plain arrays: slices of mapped ones cost ten times as much.
+    sequences = _Kept(np.asarray(ids), np.asarray(learned), ends)
     return Split(sequences, rows, truncated, dropped, rows_of.tolist())
+
+
+@dataclass(frozen=True)
+class _Kept(Sequence[Tokenized]):
+    """Sequences one after another in two arrays; each exists while it is looked at."""
+
+    ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+    """(sequences + 1,): where each begins, and the last one ends."""
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Tokenized: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tokenized]: ...
+
+    def __getitem__(self, index: int | slice) -> Tokenized | list[Tokenized]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        here = slice(int(self.ends[at]), int(self.ends[at + 1]))
+        return Tokenized(self.ids[here], self.learned[here])

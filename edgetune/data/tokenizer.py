@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetune.byte_tokenizer import reads_bytes, with_fast_form
 from edgetune.errors import CorruptFileError, UnsupportedError
 from edgetune.fingerprint import read_chat_template
 from edgetune.plain_text import text_only
@@ -178,6 +180,11 @@ class TextTokenizer:
         """The control tokens' texts."""
         return frozenset(self.control_ids)
 
+    @property
+    def identity(self) -> str:
+        """The same for tokenizers that make the same ids of the same texts."""
+        return f"tokenizers {version('tokenizers')} {self.backend.to_str()}"
+
     @cached_property
     def prefix_ids(self) -> tuple[int, ...]:
         """What the tokenizer puts in front of every text, e.g. BOS."""
@@ -321,7 +328,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bp
 
 def has_tokenizer(model_dir: Path) -> bool:
     """Whether a model has files that a tokenizer is loaded from."""
-    return any((model_dir / name).is_file() for name in _FILES)
+    return reads_bytes(model_dir) or any((model_dir / name).is_file() for name in _FILES)
 
 
 def _load_fast(model_dir: Path) -> Any:
@@ -329,15 +336,16 @@ def _load_fast(model_dir: Path) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     hint = (
-        "Copy the model's tokenizer.json into the directory. Families without one (ByT5, Marian, M2M100, ProphetNet) "
-        "run in transformers itself."
+        "Copy the model's tokenizer.json into the directory. Families without one (Marian, M2M100, ProphetNet) run in "
+        "transformers itself."
     )
     if not has_tokenizer(model_dir):
         raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        slow_or_fast = transformers.AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=False
         )
+        tokenizer = with_fast_form(slow_or_fast)
     except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise CorruptFileError(f"The tokenizer in {model_dir} cannot be loaded: {reason}.", hint=hint) from error

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 from edgetune.data import TextTokenizer
 from edgetune.data.tokenizer import Text
 from edgetune.engine.tokenizer import GgufTokenizer
+from edgetune.fingerprint import text_sha256
+from edgetune.gguf_header import read_gguf_header
 from edgetune.template import Rendered
 
 
@@ -20,6 +23,8 @@ class GgufTextTokenizer(TextTokenizer):
 
     inner: GgufTokenizer | None = None
     """The same vocabulary, for text that continues text: it puts no space in front."""
+    path: Path | None = None
+    """The file."""
 
     @property
     def _engine(self) -> GgufTokenizer:
@@ -40,6 +45,14 @@ class GgufTextTokenizer(TextTokenizer):
         if text.continues and self.inner is not None:
             return self.inner.encode_piece(text.text, at_start=False)
         return self._engine.encode_piece(text.text, at_start=text.first)
+
+    @cached_property
+    def identity(self) -> str:
+        """llama.cpp's version, and all that the file says of its vocabulary."""
+        assert self.path is not None
+        metadata = read_gguf_header(self.path, arrays=True).metadata
+        known = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+        return f"llama.cpp {version('llama-cpp-python')} {text_sha256(repr(sorted(known.items())))}"
 
     @cached_property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -65,5 +78,5 @@ def load_gguf_tokenizer(path: Path, *, chat_template: str | None = None, now: da
         template = replace(template, now=now)
     inner = GgufTokenizer.open(path, prefix_space="never")
     return GgufTextTokenizer(
-        engine, engine.control_ids, engine.eos_id, engine.eog_ids, template, engine.strips, inner=inner
+        engine, engine.control_ids, engine.eos_id, engine.eog_ids, template, engine.strips, inner=inner, path=path
     )
