@@ -96,6 +96,11 @@ class T5(Family):
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
     def check(self) -> None:
+        if self.config.get("tokenizer_class") == "ByT5Tokenizer":
+            raise UnsupportedModel(
+                "The model reads bytes (ByT5), for which llama.cpp has no vocabulary.",
+                hint="Run it with torch: --engine torch.",
+            )
         self.config.require("relative_attention_max_distance", _LARGEST_DISTANCE)
         if (buckets := self.config.natural("relative_attention_num_buckets")) not in _BUCKETS:
             raise UnsupportedModel(

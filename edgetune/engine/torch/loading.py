@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from edgetune.byte_tokenizer import reads_bytes, with_fast_form
 from edgetune.char_tokenizer import CharTokenizer
 from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
@@ -129,18 +130,19 @@ def load_vocabulary(
     import transformers
 
     hint = (
-        "Copy the model's tokenizer.json into the directory. Families without one (ByT5, Marian, M2M100, ProphetNet) "
-        "run in transformers itself."
+        "Copy the model's tokenizer.json into the directory. Families without one (Marian, M2M100, ProphetNet) run in "
+        "transformers itself."
     )
-    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
+    if not (reads_bytes(model_dir) or any((model_dir / name).is_file() for name in TOKENIZER_FILES)):
         characters = CharTokenizer.from_config(config)
         if characters is None:
             raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)
         return characters
     with translated(f"The tokenizer in {model_dir} cannot be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        slow_or_fast = transformers.AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=False
         )
+        tokenizer = with_fast_form(slow_or_fast)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UnsupportedError(
