@@ -17,7 +17,7 @@ from edgetune.explain.page import Distribution, Filter, Guess
 Logits = NDArray[np.float32]
 _NAMED = 200
 """Tokens that a distribution has by name."""
-_STEP = 0.05
+_STEP = 0.02
 """Nats within which other tokens count as alike."""
 
 

@@ -53,7 +53,7 @@ def page(explanation: Explanation) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(anatomy.name)}: a prompt\'s way'
         f" through the model</title><style>{_asset('page.css')}</style></head><body><main>"
         f"<h1>{escape(anatomy.name)}</h1><p class=dim>{escape(facts)}; {escape(runs)}</p>{notes}<nav>{steps}</nav>"
-        f"{body}</main><script>{_asset('page.js')}</script></body></html>\n"
+        f"{body}</main><script>{_asset('sampling.js')}{_asset('page.js')}</script></body></html>\n"
     )
 
 

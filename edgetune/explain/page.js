@@ -1,5 +1,4 @@
-// Brings attention, positions and the choice of a token to life. Needs no network and no other file.
-'use strict';
+// Brings attention, positions and the choice of a token to life. Needs no network, and of other files only sampling.js.
 const told = box => JSON.parse(box.querySelector('script').textContent);
 const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
@@ -118,49 +117,18 @@ const positions = box => {
   slider.oninput = draw; draw();
 };
 
-// The choice: llama.cpp's order, top-k, then top-p, then min-p, then temperature over what is left.
+// The choice of a token, under settings that can be moved.
 const sampling = box => {
   const {pieces, shares, tail, typical} = told(box), sliders = [...box.querySelectorAll('input')];
   const given = sliders.map(slider => slider.value), [asGiven, once, often] = box.querySelectorAll('button');
   const said = box.querySelector('p output'), body = box.querySelector('tbody'), shown = 20;
   const steps = [...shares.map(share => [Math.log(Math.max(share, 1e-30)), 1]), ...tail];
   let drawn = new Map(), weights = [], rest = 0;
-  const keep = set => {
-    let left = steps.reduce((sum, [, count]) => sum + count, 0);
-    if (set.temp <= 0) return 1;
-    if (set.top_k > 0) left = Math.min(left, set.top_k);
-    const mass = limit => { let sum = 0, seen = 0; for (const [log, count] of steps) { const part = Math.min(count, limit - seen); if (part <= 0) break; sum += part * Math.exp(log); seen += part; } return sum; };
-    if (set.top_p < 1) {
-      const all = mass(left); let sum = 0, seen = 0;
-      for (const [log, count] of steps) {
-        const one = Math.exp(log) / all, part = Math.min(count, left - seen), needed = Math.max(1, Math.ceil((set.top_p - sum) / one - 1e-9));
-        if (sum + part * one >= set.top_p - 1e-12 || seen + part >= left) { seen += Math.min(part, needed); break; }
-        sum += part * one; seen += part;
-      }
-      left = Math.max(1, Math.min(left, seen));
-    }
-    if (set.min_p > 0) {
-      let seen = 0;
-      for (const [log, count] of steps) { if (log < steps[0][0] + Math.log(set.min_p) - 1e-9) break; seen += count; }
-      left = Math.max(1, Math.min(left, seen));
-    }
-    return left;
-  };
   const draw = () => {
     const set = Object.fromEntries(sliders.map(slider => [slider.dataset.set, +slider.value]));
     sliders.forEach(slider => { slider.nextSibling.textContent = slider.dataset.set === 'top_k' && +slider.value === 0 ? 'off' : slider.value; });
-    const left = keep(set), heat = set.temp > 0 ? set.temp : 1;
-    let seen = 0, total = 0, own = 0;
-    weights = []; rest = 0;
-    for (const [log, count] of steps) {
-      const part = Math.min(count, left - seen);
-      if (part <= 0) break;
-      const weight = part * Math.exp((log - steps[0][0]) / heat);
-      if (weights.length < shares.length) weights.push(weight); else rest += weight;
-      total += weight; own += part * Math.exp(log); seen += part;
-    }
-    weights = weights.map(weight => weight / total); rest /= total;
-    const times = Math.max(1, ...drawn.values());
+    let left, own;
+    ({left, own, weights, rest} = sampled(steps, shares.length, set));
     body.replaceChildren(...shares.slice(0, shown).map((share, index) => {
       const after = weights[index] || 0, count = drawn.get(index) || 0;
       const bar = (part, kind) => { const made = element('span', {className: 'b' + kind}); made.style.width = `${8 * part}rem`; return made; };
