@@ -105,7 +105,7 @@ def test_the_models_own_demands_are_met(tmp_path: Path, settings: dict[str, Any]
     texts = TEXTS[:8]
     with TorchEngine.open(base) as engine:
         found = said(engine, texts, 9)
-        beams = said(engine, texts[:4], 9, engine.own_beams.__class__(3))
+        beams = said(engine, texts[:4], 9, engine.own.beams.__class__(3))
     assert found == reference(base, None, texts, max_new_tokens=9, num_beams=1)
     assert beams == reference(base, None, texts[:4], max_new_tokens=9, num_beams=3)
 
@@ -117,9 +117,9 @@ def test_words_that_the_model_forbids_itself(tmp_path: Path) -> None:
     # A token, the beginning of a text that may go on otherwise, and the end, which stays allowed.
     edit_json(base / "generation_config.json", bad_words_ids=[plain[0][1:2], plain[1][:2], [2]])
     with TorchEngine.open(base) as engine:
-        assert engine.ignored_settings == []
+        assert engine.own.ignored == []
         found = said(engine, texts, 9)
-        beams = said(engine, texts[:4], 9, engine.own_beams.__class__(3))
+        beams = said(engine, texts[:4], 9, engine.own.beams.__class__(3))
     assert found == reference(base, None, texts, max_new_tokens=9, num_beams=1)
     assert beams == reference(base, None, texts[:4], max_new_tokens=9, num_beams=3)
     assert not any(ids in found for ids in plain[:2])
@@ -210,7 +210,7 @@ def test_a_decoder_runs_in_torch_as_well(tmp_path: Path) -> None:
         reply = engine.generate(ids, Sampling(temp=0), max_tokens=8, top=2)
         assert "".join(reply) == reply.text
         assert len(reply.choices) == len(reply.ids)
-        assert not engine.is_encoder_decoder
+        assert not engine.own.is_encoder_decoder
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.inference_mode():
         said_there = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0].tolist()

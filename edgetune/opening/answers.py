@@ -55,7 +55,7 @@ class Answers:
             if not _SAMPLING.intersection(asked):
                 sampling = replace(sampling, temp=0.0)
             if max_tokens < 0:
-                self._settings["max_tokens"] = getattr(model.engine, "own_limit", -1)
+                self._settings["max_tokens"] = model.limit
             if raw or system:
                 what = "--raw" if raw else "--system"
                 raise UsageError(f"{what} is for models that chat; this one answers a text.", hint="Leave it out.")
@@ -133,7 +133,7 @@ def _beams(model: Writer, asked: Mapping[str, Any], samples: Collection[str]) ->
                 "Beam search runs on encoder-decoders, and on decoders in torch.", hint="Leave out --num-beams."
             )
         return None
-    own = getattr(model.engine, "own_beams", BeamSettings())
+    own = model.beams
     if samples and "num_beams" not in asked:
         own = replace(own, num_beams=1)
     found = replace(own, **asked)

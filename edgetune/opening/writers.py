@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgetune.chat import Session
 from edgetune.chat import open_session as open_session_of
 from edgetune.chat.adapters import split_scale
+from edgetune.engine.beam import BeamSettings
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.export import check_convertible, find_base_dir
@@ -37,6 +38,10 @@ class Writer:
     """What a decoder's chat is rendered with; None for one that only continues text."""
     name: str = "llama.cpp"
     """Of the engine."""
+    limit: int = -1
+    """How many new tokens the model's own settings allow; -1: they say nothing."""
+    beams: BeamSettings = field(default_factory=BeamSettings)
+    """The beam search that it asks for by itself."""
 
 
 def open_session(
@@ -136,11 +141,12 @@ def _open_torch(files: TorchFiles, *, dtype: Any, sink: Sink, **options: Any) ->
     from edgetune.engine.torch.engine import TorchEngine
 
     engine = TorchEngine.open(files.base, dtype=dtype, lora=files.adapters, **options)
-    if ignored := engine.ignored_settings:
+    if ignored := engine.own.ignored:
         asked = ", ".join(ignored)
         sink(Notice(f"The model's generation_config.json asks for {asked}, which is not done here.", "warning"))
-    template = None if engine.is_encoder_decoder else _template(engine, files)
-    return Writer(engine, engine.is_encoder_decoder, engine.model_type, template, "torch")
+    template = None if engine.own.is_encoder_decoder else _template(engine, files)
+    own = engine.own
+    return Writer(engine, own.is_encoder_decoder, own.model_type, template, "torch", limit=own.limit, beams=own.beams)
 
 
 def _template(engine: Any, files: TorchFiles) -> ChatTemplate | None:

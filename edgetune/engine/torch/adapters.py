@@ -14,7 +14,7 @@ from typing import Any
 
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.bottlenecks import KINDS, BottleneckModel, read_bottlenecks
-from edgetune.engine.torch.loading import translated
+from edgetune.engine.torch.loading import load_checkpoint, quantize_int8, translated
 from edgetune.errors import CorruptFileError, MismatchError, UnsupportedError, UsageError
 
 AdapterSet = tuple[tuple[Path, float], ...]
@@ -31,6 +31,8 @@ class PeftAdapters:
     def __init__(self, model: Any) -> None:
         self.model = model
         """The model with the adapters read so far."""
+        self.is_quantized = False
+        """Whether its linear layers are in 8 bits."""
         self._names: dict[Path, str] = {}
         self._configs: dict[Path, dict[str, Any]] = {}
         self._scalings: dict[tuple[str, str], float] = {}
@@ -110,6 +112,23 @@ class PeftAdapters:
                 raise UnsupportedError(f"{path} {what}, which cannot be scaled by {scale:g}.", hint="Use 1, or 0.")
             if len(active) > 1 and (whole or not self._is_lora(path)):
                 raise UnsupportedError(f"{path} cannot be on together with another adapter.", hint="Give one of them.")
+
+
+def in_int8(path: Path, adapters: PeftAdapters, wanted: Sequence[LoraSpec]) -> PeftAdapters:
+    """The model loaded from `path` with its linear layers in 8 bits, the adapters read so far and those `wanted` on it.
+
+    PEFT can put none on such layers: for a new adapter the model is read again, and quantized with all of them.
+    """
+    known = adapters.known
+    new = [one.path for one in wanted if one.scale and one.path.resolve() not in known]
+    if adapters.is_quantized and not new:
+        return adapters
+    fresh = load_checkpoint(path, dtype="int8", device="cpu") if adapters.is_quantized else adapters.model
+    whole = PeftAdapters(fresh)
+    for one in (*known, *new):
+        whole.load([LoraSpec(one)])
+    whole.model, whole.is_quantized = quantize_int8(whole.model), True
+    return whole
 
 
 def read_with_peft(model: Any, path: Path, name: str) -> Any:

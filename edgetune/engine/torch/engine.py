@@ -19,30 +19,29 @@ from edgetune.char_tokenizer import CharTokenizer
 from edgetune.engine.beam import BeamSettings, log_softmax
 from edgetune.engine.beam_generation import BeamGeneration
 from edgetune.engine.choices import as_candidates
-from edgetune.engine.constraints import Constraints, not_honoured
+from edgetune.engine.constraints import Constraints
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.in_step import run_in_batches
 from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
-from edgetune.engine.torch.adapters import AdapterSet, PeftAdapters
+from edgetune.engine.torch.adapters import AdapterSet, PeftAdapters, in_int8
 from edgetune.engine.torch.group import PADDED, Group, Text
 from edgetune.engine.torch.loading import (
     Dtype,
     choose_device,
     load_checkpoint,
     load_vocabulary,
-    quantize_int8,
     require_torch,
 )
-from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
+from edgetune.engine.torch.own_settings import OwnSettings
+from edgetune.errors import CorruptFileError, UsageError
 from edgetune.languages import find_language
 
 _DEFAULT_CONTEXT = 2048
 _MOST_ROWS, _MOST_TOKENS = 64, 4096
 """Of a batch: texts, counting each beam, and tokens of the sources."""
-_SIZES = ("max_position_embeddings", "n_positions", "max_source_positions")
 
 
 class TorchEngine:
@@ -51,29 +50,21 @@ class TorchEngine:
     def __init__(self, path: Path, model: Any, *, dtype: Dtype, ctx_size: int) -> None:
         """Take over `model`, loaded from `path`; use `open`."""
         self.path, self._dtype = path, dtype
-        self._peft = PeftAdapters(model)
-        self._model: Any = model
+        self._peft: PeftAdapters | None = PeftAdapters(model)
         self._adapters: tuple[LoraSpec, ...] = ()
         self._active: AdapterSet = ()
-        self._is_quantized = False
         self._current: Text | None = None
         self._rows: list[NDArray[np.float32]] = []
-        self._config: dict[str, Any] = model.config.to_dict()
-        self.generation_config: dict[str, Any] = model.generation_config.to_dict()
-        """The model's own settings for what it generates."""
-        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        """Whether it answers a source, and does not continue a prompt."""
+        self.own = OwnSettings(path, model)
+        """What the model says of itself."""
         self.n_vocab = int(model.get_output_embeddings().weight.shape[0])
         """Tokens that logits are about."""
-        eog_ids = frozenset(_ids(self.generation_config.get("eos_token_id")) or _ids(self._config.get("eos_token_id")))
-        self.tokenizer: JsonTokenizer | CharTokenizer = load_vocabulary(path, self._config, eog_ids=eog_ids)
+        self.tokenizer: JsonTokenizer | CharTokenizer = load_vocabulary(path, self.own.config, eog_ids=self.own.eog_ids)
         """The model's vocabulary."""
-        self.trained_context = _trained_context(model.config) or _DEFAULT_CONTEXT
-        """The longest text the model was made for, in tokens."""
-        bounded = not _has_relative_positions(self._config)
-        if bounded and ctx_size > self.trained_context:
-            raise UsageError(f"The model has positions for {self.trained_context} tokens, not {ctx_size}.")
-        self.context_size = ctx_size or self.trained_context
+        trained = self.own.positions or _DEFAULT_CONTEXT
+        if self.own.is_bounded and ctx_size > trained:
+            raise UsageError(f"The model has positions for {trained} tokens, not {ctx_size}.")
+        self.context_size = ctx_size or trained
         """How many tokens a text may have: prompt and reply together, or source and target each."""
 
     @classmethod
@@ -110,16 +101,15 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the model."""
-        self._model = self._current = None
+        self._peft = self._current = None
         self._rows = []
-        self._peft = PeftAdapters(None)
 
     @property
     def model(self) -> Any:
         """The torch module, adapters included, as the next evaluation uses it."""
-        self._check_open()
-        self._peft.apply(self._active)
-        return self._model
+        peft = self._open_peft()
+        peft.apply(self._active)
+        return peft.model
 
     @property
     def adapters(self) -> tuple[LoraSpec, ...]:
@@ -134,39 +124,9 @@ class TorchEngine:
     @property
     def memory(self) -> EngineMemory:
         """What the model takes; keys and values are allocated as they come."""
-        self._check_open()
-        weights = sum(tensor.nbytes for tensor in self._model.state_dict().values() if hasattr(tensor, "nbytes"))
+        state = self._open_peft().model.state_dict()
+        weights = sum(tensor.nbytes for tensor in state.values() if hasattr(tensor, "nbytes"))
         return EngineMemory(weights=int(weights), context=0, per_token=0)
-
-    @property
-    def model_type(self) -> str:
-        """The family as config.json names it, e.g. "bart"."""
-        return str(self._config.get("model_type", ""))
-
-    @property
-    def own_limit(self) -> int:
-        """How many new tokens the model's settings allow; -1 where they say nothing."""
-        config = self.generation_config
-        if isinstance(new := config.get("max_new_tokens"), int):
-            return new
-        whole = config.get("max_length")
-        # 20 is what transformers writes where nobody chose a length.
-        return whole - 1 if isinstance(whole, int) and whole > 1 and whole != 20 and self.is_encoder_decoder else -1
-
-    @property
-    def ignored_settings(self) -> list[str]:
-        """Names of generation settings that the model asks for and that are not followed here."""
-        return not_honoured(self.generation_config)
-
-    @property
-    def own_beams(self) -> BeamSettings:
-        """The beam search that the model asks for by itself."""
-        config = self.generation_config
-        return BeamSettings(
-            num_beams=int(config.get("num_beams") or 1),
-            length_penalty=1.0 if config.get("length_penalty") is None else float(config["length_penalty"]),
-            early_stopping=config.get("early_stopping") or False,
-        )
 
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
         """Apply these adapters, and no others; a scale of 0 switches one off.
@@ -193,7 +153,7 @@ class TorchEngine:
 
         With `beams` by beam search, which samples nothing. `language` is the target language, for models with several.
         """
-        self._check_open()
+        self._open_peft()
         text = self._begin(ids, prefix, max_tokens, language, adapters)
         if beams and beams.num_beams > 1:
             if prefix:
@@ -245,7 +205,7 @@ class TorchEngine:
 
     def logits(self, ids: Sequence[int], target_ids: Sequence[int] = ()) -> NDArray[np.float32]:
         """Logits after each of a decoder's `ids`, or after each of `target_ids` with `ids` as the source."""
-        source, start = (ids, target_ids) if self.is_encoder_decoder else ((), ids)
+        source, start = (ids, target_ids) if self.own.is_encoder_decoder else ((), ids)
         text = Text(list(source), list(start), self._active, Constraints(), 0)
         return np.asarray(self._forward([text], [list(start)])[0])
 
@@ -275,7 +235,7 @@ class TorchEngine:
 
     def build_sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
         """A sampler for a reply whose prompt and text so far are `history`; of a source, penalties see nothing."""
-        if self.is_encoder_decoder and self._current:
+        if self.own.is_encoder_decoder and self._current:
             history = [*self._current.start, *history[len(self._current.source) :]]
         return self._sampler(sampling, history)
 
@@ -328,19 +288,19 @@ class TorchEngine:
         adapters: Sequence[LoraSpec] | None,
     ) -> Text:
         active = self._active if adapters is None else self._load_adapters(adapters)
-        constraints = Constraints.from_config(self.generation_config)
+        constraints = self.own.constraints
         start = list(ids)
-        if self.is_encoder_decoder:
-            start = [self._start_id()]
+        if self.own.is_encoder_decoder:
+            start = [self.own.start_id]
             if language:
                 code, is_forced = self._language(language)
                 start, constraints = (
                     (start, replace(constraints, forced_bos=code)) if is_forced else ([code], constraints)
                 )
-        self._check_prompt(ids, room_for=1 + len(prefix) + (1 if self.is_encoder_decoder else len(ids)))
+        self._check_prompt(ids, room_for=1 + len(prefix) + (1 if self.own.is_encoder_decoder else len(ids)))
         room = self.context_size - len(start) - len(prefix)
         max_new = room if max_tokens < 0 else min(room, max_tokens)
-        source = list(ids) if self.is_encoder_decoder else []
+        source = list(ids) if self.own.is_encoder_decoder else []
         return Text(source, start, active, constraints, max_new)
 
     def _language(self, wanted: str) -> tuple[int, bool]:
@@ -349,16 +309,6 @@ class TorchEngine:
         code = codes[find_language(wanted, codes)]
         assert isinstance(self.tokenizer, JsonTokenizer)
         return code, bool(self.tokenizer.marks_language_before)
-
-    def _start_id(self) -> int:
-        for values in (self.generation_config, self._config):
-            for name in ("decoder_start_token_id", "bos_token_id"):
-                if isinstance(found := values.get(name), int):
-                    return found
-        raise UnsupportedError(
-            f"{self.path} does not say with which token its decoder starts.",
-            hint="Set decoder_start_token_id in its generation_config.json.",
-        )
 
     def _kind(self, reply: LlamaGeneration | BeamGeneration) -> tuple[AdapterSet, int, int]:
         """What replies in one batch have in common: adapters, beams, and the length of what they begin with."""
@@ -369,7 +319,7 @@ class TorchEngine:
     def _most_replies(self, alike: Sequence[LlamaGeneration | BeamGeneration]) -> int:
         """How many replies may be in one batch, each then what it would be alone."""
         # int8 rounds activations by the largest one in the batch.
-        is_exact = self.is_encoder_decoder and self.model_type in PADDED and self._dtype != "int8"
+        is_exact = self.own.is_encoder_decoder and self.own.model_type in PADDED and self._dtype != "int8"
         return max(1, _MOST_ROWS // cast(Text, alike[0].slot).rows) if is_exact else 1
 
     def _evaluate_together(self, replies: Sequence[LlamaGeneration | BeamGeneration]) -> None:
@@ -381,8 +331,7 @@ class TorchEngine:
 
     def _forward(self, texts: Sequence[Text], tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Evaluate more tokens of every row of `texts`; logits after each, (rows, tokens, vocabulary)."""
-        self._check_open()
-        self._peft.apply(texts[0].adapters)
+        self._open_peft().apply(texts[0].adapters)
         logits = self._group_of(texts).forward(tokens)
         self._current = texts[-1]
         return logits
@@ -392,8 +341,7 @@ class TorchEngine:
         group = texts[0].group
         if group is not None:
             return group.narrowed(texts)
-        pad_id = self._config.get("pad_token_id")
-        return Group(self._model, texts, pad_id=pad_id if isinstance(pad_id, int) else 0)
+        return Group(self._open_peft().model, texts, pad_id=self.own.pad_id)
 
     def _sampler(self, sampling: Sampling, history: Sequence[int]) -> Sampler:
         return Sampler(
@@ -406,28 +354,15 @@ class TorchEngine:
         )
 
     def _load_adapters(self, adapters: Sequence[LoraSpec]) -> AdapterSet:
-        self._check_open()
+        peft = self._open_peft()
         if self._dtype == "int8":
-            self._make_int8([one.path.resolve() for one in adapters if one.scale])
-        active = self._peft.load(adapters)
-        self._model = self._peft.model
-        return active
+            self._peft = peft = in_int8(self.path, peft, adapters)
+        return peft.load(adapters)
 
-    def _make_int8(self, wanted: Sequence[Path]) -> None:
-        """Quantize the model with these adapters on it; PEFT cannot put one on layers that are quantized already."""
-        new = [path for path in wanted if path not in self._peft.known]
-        if self._is_quantized and not new:
-            return
-        model = load_checkpoint(self.path, dtype="int8", device="cpu") if self._is_quantized else self._model
-        peft = PeftAdapters(model)
-        for path in (*self._peft.known, *new):
-            peft.load([LoraSpec(path)])
-        peft.model = quantize_int8(peft.model)
-        self._peft, self._is_quantized = peft, True
-
-    def _check_open(self) -> None:
-        if self._model is None:
+    def _open_peft(self) -> PeftAdapters:
+        if self._peft is None:
             raise UsageError(f"{self.path} was closed.", hint="Open it again.")
+        return self._peft
 
     def _check_prompt(self, ids: Sequence[int], *, room_for: int) -> None:
         if not ids:
@@ -436,7 +371,7 @@ class TorchEngine:
             raise UsageError(
                 f"The text has {len(ids)} tokens, the context {self.context_size}.", hint="Shorten the text."
             )
-        rows = int(self._model.get_input_embeddings().weight.shape[0])
+        rows = int(self._open_peft().model.get_input_embeddings().weight.shape[0])
         if wrong := [token for token in ids if not 0 <= token < rows]:
             raise UsageError(f"Token {wrong[0]} is outside the vocabulary of {rows}.")
 
@@ -446,20 +381,3 @@ class TorchEngine:
                 f"{self.path} answers with what is no number, with {len(self._active)} adapters on it.",
                 hint="Is one of the files damaged? Try --dtype f32.",
             )
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,)
-    return tuple(int(token) for token in value) if isinstance(value, list | tuple) else ()
-
-
-def _has_relative_positions(config: dict[str, Any]) -> bool:
-    return "relative_attention_num_buckets" in config
-
-
-def _trained_context(config: Any) -> int | None:
-    """The positions a model has; of an encoder and a decoder with vocabularies of their own, the fewer."""
-    parts = [part for part in (getattr(config, "encoder", None), getattr(config, "decoder", None)) if part] or [config]
-    found = [next((int(size) for key in _SIZES if (size := getattr(part, key, None))), 0) for part in parts]
-    return min((size for size in found if size), default=None)
