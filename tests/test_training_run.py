@@ -272,6 +272,20 @@ def test_a_broken_checkpoint_is_named(settings: TrainSettings) -> None:
         resume(Path(settings.out))
 
 
+def test_a_second_ctrl_c_stops_at_once_and_says_where_it_goes_on(settings: TrainSettings) -> None:
+    def press_twice(event: Event) -> None:
+        if isinstance(event, Metrics) and event.split == "train" and event.step == 3 and not event.extra:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    told = replace(settings, steps=4, save_every=2)
+    with pytest.raises(InterruptedRun, match="Stopped at once; its last checkpoint is checkpoint-2") as caught:
+        train(told, sink=press_twice)
+    assert f"--resume {told.out}" in caught.value.hint
+    assert [path.name for path in list_checkpoints(Path(told.out))] == ["checkpoint-2"]
+    assert resume(Path(told.out)).finished
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_checkpoint_with_a_changed_byte_is_named(settings: TrainSettings, name: str) -> None:
     with pytest.raises(InterruptedRun):

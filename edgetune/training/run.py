@@ -264,6 +264,8 @@ def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, s
         raise
     except ResourceError as error:
         raise _full_disk(run, error.message) from error
+    except KeyboardInterrupt as error:
+        raise _stopped_at_once(run) from error
 
 
 def _interrupted(run: Run, loop: Loop) -> InterruptedRun:
@@ -271,6 +273,12 @@ def _interrupted(run: Run, loop: Loop) -> InterruptedRun:
         f"Stopped at step {loop.position.step} of {loop.total}; the checkpoint is saved.",
         hint=f"To go on: edgetune train --resume {run.path}",
     )
+
+
+def _stopped_at_once(run: Run) -> InterruptedRun:
+    saved = list_checkpoints(run.path)
+    where = f"its last checkpoint is {saved[-1].name}" if saved else "it has no checkpoint yet"
+    return InterruptedRun(f"Stopped at once; {where}.", hint=f"To go on from there: edgetune train --resume {run.path}")
 
 
 def _sample(run: Run, loop: Loop, when: Literal["before", "after"], found: Evaluation | None) -> None:
