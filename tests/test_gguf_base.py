@@ -108,9 +108,18 @@ def test_an_adapter_on_blocks_of_every_type_has_the_gradients_of_plain_torch(kin
     check_gradients(path)
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "mixtral", "qwen3-moe"])
-def test_an_adapter_on_other_families_has_the_gradients_of_plain_torch(family: str, tmp_path: Path) -> None:
-    check_gradients(export_base(checkpoint(family), tmp_path / "base.gguf", quant="Q4_K_M").path)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llama-tied", "Q4_K_M"),
+        ("gpt2", "Q4_K_M"),
+        ("mixtral", "Q4_K_M"),
+        ("mixtral", "MXFP4_MOE"),
+        ("qwen3-moe", "IQ4_XS"),
+    ],
+)
+def test_an_adapter_on_other_families_has_the_gradients_of_plain_torch(family: str, kind: str, tmp_path: Path) -> None:
+    check_gradients(export_base(checkpoint(family), tmp_path / "base.gguf", quant=kind).path)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen3-moe"])

@@ -12,7 +12,8 @@ import torch
 from edgetune.training.gguf_base.blocks import Blocks
 
 _K_BLOCK = 256
-_INPUT_BLOCKS = {"F32": 0, "F16": 0, "BF16": 0, **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), 32)}
+_SMALL = ("Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4")
+_INPUT_BLOCKS = {"F32": 0, "F16": 0, "BF16": 0, **dict.fromkeys(_SMALL, 32)}
 """How many inputs share a scale where llama.cpp rounds them; 0: it does not. All other types take 256."""
 
 
