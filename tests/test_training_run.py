@@ -272,6 +272,23 @@ def test_a_broken_checkpoint_is_named(settings: TrainSettings) -> None:
         resume(Path(settings.out))
 
 
+def test_data_that_are_gone_or_changed_are_named(settings: TrainSettings, data_dir: Path, tmp_path: Path) -> None:
+    rows = Path(shutil.copytree(data_dir, tmp_path / "rows")) / "train.jsonl"
+    told = replace(settings, data=(str(rows.parent),), steps=2)
+    with pytest.raises(InterruptedRun):
+        train(told, sink=stop_after(1))
+    held = rows.read_text()
+    # The validation rows beside them are not taken for them.
+    rows.unlink()
+    with pytest.raises(UsageError, match=r"rows/train.jsonl is no longer there"):
+        resume(Path(told.out))
+    rows.write_text(held + held.splitlines(keepends=True)[0])
+    with pytest.raises(UsageError, match="changed since it was started"):
+        resume(Path(told.out))
+    rows.write_text(held)
+    assert resume(Path(told.out)).finished
+
+
 def test_a_second_ctrl_c_stops_at_once_and_says_where_it_goes_on(settings: TrainSettings) -> None:
     def press_twice(event: Event) -> None:
         if isinstance(event, Metrics) and event.split == "train" and event.step == 3 and not event.extra:

@@ -123,6 +123,8 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: Wo
             hint=f"Resume without them (edgetune train --resume {run_dir}), or start a new run.",
         )
     check_reporters(known.report_to)
+    if gone := [path for path in old.data["paths"] if not Path(path).exists()]:
+        raise UsageError(f"{gone[0]} is no longer there: {run_dir} was started on it.", hint="Restore it.")
     # A template that writes the date writes the day the run began: a later one would be another prompt.
     prepared = prepare(known, now=datetime.fromisoformat(old.created).astimezone(), sink=sink)
     if prepared.dataset.sha256 != old.data["sha256"]:
