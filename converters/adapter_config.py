@@ -160,8 +160,8 @@ def _check_kind(config: AdapterConfig) -> None:
     if reason := _BESIDE_WEIGHTS.get(str(kind)):
         raise UnsupportedAdapter(
             f"The adapter's peft_type is {kind!r}: {reason}. Neither a GGUF adapter nor a merged weight holds that.",
-            hint="Run it in torch, on the model's directory, with the tool that made it; edgetune generate has "
-            "--engine torch for HOULSBY and PFEIFFER. To get a GGUF file, train a LoRA.",
+            hint="Run it in torch, on the model's directory, with the tool that made it; generate, embed and classify "
+            "have --engine torch for HOULSBY and PFEIFFER. To get a GGUF file, train a LoRA.",
         )
     if kind != "LORA":
         raise UnsupportedAdapter(f"The adapter's peft_type is {kind!r}; only LORA is supported.", hint=MERGE_WITH_PEFT)

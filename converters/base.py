@@ -233,7 +233,7 @@ def find_family(values: Mapping[str, Any]) -> Family:
     if not isinstance(name, str):
         raise CorruptCheckpoint(
             "config.json names no architecture.",
-            hint='Add "architectures": ["…ForCausalLM"] as the model was saved with.',
+            hint='Add the class that it was saved from, e.g. "architectures": ["LlamaForCausalLM"] or ["BertModel"].',
         )
     if values.get("is_encoder_decoder") and name not in families():
         raise UnsupportedModel(

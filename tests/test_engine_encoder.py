@@ -172,6 +172,16 @@ def test_other_kinds_of_head(root: Path, task: str, problem: str) -> None:
             assert bool(mine.values) == (task == "regression")
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    labels = {"id2label": {0: "same", 1: "same", 2: "other"}, "label2id": {"same": 1, "other": 2}}
+    directory = write_encoder(tmp_path / "twins", "bert", "ForSequenceClassification", overrides=labels)
+    with open_torch_encoder(directory) as encoder:
+        (found,) = encoder.classify(["the fox"])
+        assert list(found.scores) == ["same", "same (1)", "other"]
+        assert sum(found.scores.values()) == pytest.approx(1, abs=1e-5)
+        assert found.labels == (list(found.scores)[int(encoder.logits(["the fox"])[0].argmax())],)
+
+
 def test_a_threshold_withholds_labels(llama: Encoder) -> None:
     best = max(max(one.scores.values()) for one in llama.classify(TEXTS))
     assert all(one.labels == () for one in llama.classify(TEXTS, threshold=min(1.0, best + 1e-3)))

@@ -291,10 +291,15 @@ def _classification(head: Head, row: Array, threshold: float | None) -> Classifi
     if head.task == "regression":
         return Classification({}, values=tuple(float(value) for value in row))
     several = head.task == "multilabel"
-    labels = head.labels or tuple(f"LABEL_{number}" for number in range(len(row)))
+    labels = _distinct(head.labels) or tuple(f"LABEL_{number}" for number in range(len(row)))
     scores = dict(zip(labels, map(float, sigmoid(row) if several else softmax(row)), strict=True))
     least = 0.5 if threshold is None and several else threshold or 0.0
     if several:
         return Classification(scores, tuple(label for label, score in scores.items() if score >= least))
     best = max(scores, key=lambda label: scores[label])
     return Classification(scores, (best,) if scores[best] >= least else ())
+
+
+def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
+    """`labels`, the later ones of a name that several classes have with their class's number after it."""
+    return tuple(f"{label} ({at})" if label in labels[:at] else label for at, label in enumerate(labels))
