@@ -9,11 +9,13 @@ from dataclasses import replace
 from datetime import datetime
 from mmap import mmap
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from edgetune.data import Split, Tokenized, load_tokenizer, read_dataset, tokenize
 from edgetune.data import cache as module
@@ -211,6 +213,21 @@ def test_whoever_wants_the_same_at_the_same_time_waits_for_it(base_dir: Path, tm
         found = [*workers.map(lambda _: made(data, base_dir), range(3))]
     assert sorted(is_new(told) for _, told in found) == [False, False, True]
     assert all(equal(found[0][0]["train"], splits["train"]) for splits, _ in found[1:])
+
+
+def test_waiting_is_told(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(tmp_path / "train.jsonl")
+    made(data, base_dir)
+    (kept,) = (cache_dir() / "tokens").iterdir()
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 0.0)
+    told: Queue[Event] = Queue()
+    dataset = read_dataset([data], has_template=True, splits=("train",))
+    tokenizer = load_tokenizer(base_dir)
+    with ThreadPoolExecutor(1) as worker:
+        with FileLock(module._lock_path(kept)):
+            waiting = worker.submit(cached_tokenize, dataset, tokenizer, max_length=24, sink=told.put)
+            assert "Another process" in cast(Notice, told.get(timeout=60)).text
+        assert waiting.result()["train"].rows == 6
 
 
 def test_a_gguf_files_vocabulary_is_told_apart(base_dir: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from edgetune import __version__
@@ -41,6 +41,9 @@ MOST_BYTES = 4 << 30
 _BYTES_PER_TOKEN = 5
 """An id and whether it is learned."""
 
+_SILENT_SECONDS = 2.0
+"""Another process is waited for so long before that is said."""
+
 _FORMAT = 3
 
 
@@ -52,7 +55,7 @@ def cached_tokenize(
     if rows < LEAST_ROWS or not dataset.sha256:
         return tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
     directory = cache_dir() / "tokens" / _key(dataset, tokenizer, max_length)
-    with _alone(directory):
+    with _alone(directory, sink):
         return _found(directory, sink) or _made(directory, dataset, tokenizer, max_length, sink)
 
 
@@ -86,7 +89,7 @@ def _made(
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _alone(directory: Path, sink: Sink) -> Iterator[None]:
     """Let processes that want the same sequences, as those of one `torchrun` do, make them one after another.
 
     The second one finds what the first one kept. Where nothing can be locked, nobody waits.
@@ -94,7 +97,13 @@ def _alone(directory: Path) -> Iterator[None]:
     with ExitStack() as held:
         with suppress(OSError, NotImplementedError):
             _lock_path(directory).parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(_lock_path(directory)))
+            lock = FileLock(_lock_path(directory))
+            try:
+                lock.acquire(timeout=_SILENT_SECONDS)
+            except Timeout:
+                sink(Notice("Another process tokenizes the same data: waiting for it."))
+                lock.acquire()
+            held.callback(lock.release)
         yield
 
 
