@@ -17,7 +17,7 @@ import torch
 from edgetune.cli.main import run as edgetune
 from edgetune.training.processes import World, join_processes, launcher_splits
 from tests.checkpoints import write_checkpoint
-from tests.task_models import write_rows
+from tests.task_models import write_model, write_rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.skipif(sys.platform == "win32", reason="no gloo")]
 
@@ -53,7 +53,8 @@ def losses(run_dir: Path, split: str) -> list[float]:
 def tensors(run_dir: Path) -> dict[str, Any]:
     import safetensors.torch
 
-    return safetensors.torch.load_file(run_dir / "adapter_model.safetensors")
+    (path,) = run_dir.glob("*model.safetensors")
+    return safetensors.torch.load_file(path)
 
 
 def test_two_processes_take_the_steps_of_one(words: list[str], tmp_path: Path) -> None:
@@ -105,6 +106,45 @@ def test_a_run_of_two_processes_is_finished_by_one(words: list[str], tmp_path: P
     assert edgetune(["train", "--resume", str(tmp_path / "again")]) == 0
     assert losses(tmp_path / "again", "train")[:4] == before[:4]
     assert len(losses(tmp_path / "again", "train")) == 6
+
+
+LABELS = [{"text": f"the {word} {other}", "label": other} for word in WORDS for other in ("red", "blue")][:11]
+PAIRS = [{"anchor": f"the {word}", "positive": word} for word in WORDS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "rows", "flags"),
+    [
+        pytest.param("llama", None, ["--method", "full", "--lr", "1e-3"], id="full"),
+        pytest.param("bert", LABELS, ["--task", "classification", "--lr", "5e-3"], id="classification"),
+        pytest.param("bert", PAIRS, ["--task", "embedding", "--grad-accum", "2", "--lr", "5e-3"], id="embedding"),
+    ],
+)
+def test_other_methods_and_tasks_are_shared_and_gone_on_with(
+    words: list[str], tmp_path: Path, base: str, rows: list[dict[str, Any]] | None, flags: list[str]
+) -> None:
+    if rows is not None:
+        data = write_rows(tmp_path / "data", {"train": rows, "valid": rows[::3]})
+        # Dropout draws other numbers in every process.
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = write_model(tmp_path / "base", base, overrides=none)
+        words = ["train", "-m", str(model), "-d", str(data), *words[7:]]
+    words = [*words, "--steps", "6", "--save-every", "2", *flags]
+    assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
+    assert launch([*words, "-o", str(tmp_path / "two")]).returncode == 0
+    for split in ("train", "valid"):
+        assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), rel=1e-4)
+    mine, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=2e-4)
+
+    # What one process began, two go on with.
+    before = losses(tmp_path / "one", "train")
+    unfinish(tmp_path / "one", "checkpoint-6")
+    assert launch(["train", "--resume", str(tmp_path / "one")]).returncode == 0
+    assert losses(tmp_path / "one", "train") == pytest.approx(before, rel=1e-4)
 
 
 PROGRAM = """
