@@ -257,7 +257,7 @@ def run_case(trial: Trial, *, count: int, seed: int, moments: Sequence[str]) -> 
     """Trials like `trial`, in directories below its own; how many went well."""
     wanted, seconds, changes = measure(replace(trial, directory=trial.directory / "alone"))
     print(f"left alone: {seconds:.1f} s, {changes} changes of files", flush=True)
-    draw, good = random.Random(seed), 0
+    draw, good = random.Random(f"{seed} {trial.directory.name}"), 0
     for number in range(len(moments) or count):
         tried = replace(trial, directory=trial.directory / str(number))
         if moments:
