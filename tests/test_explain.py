@@ -281,6 +281,7 @@ def test_the_command_prints_six_steps_and_json() -> None:
         (["{model}", "fox", "--chat"], 2, "has no chat template"),
         (["{model}", "fox", "--engine", "torch"], 2, "is a GGUF file"),
         (["{model}", "fox", "--stop", "x"], 2, "takes no --stop"),
+        (["{model}", "fox", "-n", "0"], 2, "at least one token"),
         (["nowhere.gguf", "fox"], 2, "nowhere.gguf"),
     ],
 )

@@ -18,6 +18,7 @@ from edgetune.explain.checkpoint_run import explain_checkpoint
 from edgetune.explain.gguf_run import explain_gguf
 from edgetune.explain.html import page
 from edgetune.explain.page import StackRun
+from edgetune.explain.words import percent
 from edgetune.export import export_adapter, export_base
 from tests.adapters import write_adapter
 from tests.checkpoints import DECODERS, randomize
@@ -230,6 +231,9 @@ def test_an_adapters_share_is_in_what_parts_add(tmp_path: Path) -> None:
     base, adapted = (run.stacks[0].blocks[0] for run in torch.runs)
     assert adapted.attention_share != base.attention_share
     assert adapted.mlp_share != base.mlp_share
+    assert base.mlp_share is not None
+    assert adapted.mlp_share is not None
+    assert f"{percent(base.mlp_share)} → {percent(adapted.mlp_share)}" in page(torch)
 
 
 def test_a_bottleneck_adapter_is_in_what_parts_add(tmp_path: Path) -> None:

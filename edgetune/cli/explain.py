@@ -67,6 +67,8 @@ def command(
     prompt = read_stdin() if prompt == "-" else valid_text(prompt)
     sampling = take_sampling(options)
     steps = options.pop("max_tokens")
+    if steps == 0:
+        raise UsageError("explain chooses at least one token.", hint="Give -n 1, or leave it out for eight.")
     if options.pop("stop"):
         raise UsageError("explain takes no --stop: it shows single tokens.", hint="Leave it out; -n limits them.")
     if sampling.grammar:

@@ -14,6 +14,7 @@ from edgetune.explain.words import (
     LABEL_STEPS,
     POOLED,
     STEPS,
+    counted,
     grouped,
     number,
     percent,
@@ -85,11 +86,11 @@ def _blocks(console: Console, explanation: Explanation) -> None:
 
 
 def _one_block(console: Console, stack: Stack) -> None:
-    heads = f"{stack.heads} heads of {stack.head_size}"
+    heads = f"{counted(stack.heads, 'head')} of {stack.head_size}"
     if stack.kv_heads != stack.heads:
         heads += f" ({stack.kv_heads} for keys and values)"
     inside = sum(part.parameters for block in stack.blocks for part in block)
-    console.print(f"{stack.layers} blocks in the {stack.name}, {heads}, {inside:,} parameters. One of them:")
+    console.print(f"{counted(stack.layers, 'block')} in the {stack.name}, {heads}, {inside:,} parameters. One of them:")
     adapted = {part.name: part.adapted for block in stack.blocks for part in block if part.adapted}
     _print_parts(console, stack.blocks[0] if stack.blocks else (), adapted)
     if stack.rope is not None:

@@ -19,6 +19,7 @@ from edgetune.explain.words import (
     LABEL_STEPS,
     POOLED,
     STEPS,
+    counted,
     number,
     percent,
     readable,
@@ -76,9 +77,8 @@ def _tokens(explanation: Explanation) -> str:
             for token in stack.tokens
         )
         what = f"The {stack.name} reads" if len(explanation.runs[0].stacks) > 1 else "The text becomes"
-        parts.append(
-            f"<p>{what} {len(stack.tokens)} tokens of {explanation.anatomy.vocabulary:,} known ones:</p>{chips}"
-        )
+        count, known = counted(len(stack.tokens), "token"), explanation.anatomy.vocabulary
+        parts.append(f"<p>{what} {count} of {known:,} known ones:</p>{chips}")
     return "".join(parts)
 
 
@@ -106,10 +106,10 @@ def _blocks(explanation: Explanation) -> str:
         block = stack.blocks[0] if stack.blocks else ()
         adapted = {part.name: part.adapted for one in stack.blocks for part in one if part.adapted}
         inside = sum(part.parameters for one in stack.blocks for part in one)
-        heads = f"{stack.heads} heads of {stack.head_size}"
+        heads = f"{counted(stack.heads, 'head')} of {stack.head_size}"
         heads += f", {stack.kv_heads} for keys and values" if stack.kv_heads != stack.heads else ""
         parts.append(
-            f"<p>{stack.layers} blocks in the {stack.name}, {heads}; {inside:,} parameters. One block:</p>"
+            f"<p>{counted(stack.layers, 'block')} in the {stack.name}, {heads}; {inside:,} parameters. One block:</p>"
             f"{_parts(block, adapted)}{_positions(stack, len(runs[0].tokens))}{_work(explanation, runs)}"
         )
         parts += [_lens_grid(run, names) for run, names in zip(runs, _names(explanation), strict=True)]
@@ -118,7 +118,8 @@ def _blocks(explanation: Explanation) -> str:
 
 
 def _names(explanation: Explanation) -> list[str]:
-    return [run.name if len(explanation.runs) > 1 else "" for run in explanation.runs]
+    """What tells the parts of each run apart, where there are two."""
+    return [f", {run.name}" if len(explanation.runs) > 1 else "" for run in explanation.runs]
 
 
 def _parts(parts: Iterable[Part], adapted: dict[str, tuple[int, ...]] | None = None) -> str:
@@ -167,7 +168,7 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
     rows = []
     for layer, block in enumerate(runs[0].blocks):
         cells = [f"<td class=n>{layer}</td>", f"<td>{bar(block.norm / longest)} {number(block.norm)}</td>"]
-        cells += [f"<td class=n>{_share(getattr(block, field))}</td>" for _, field in parts]
+        cells += [f"<td class=n>{_change([run.blocks[layer] for run in runs], field)}</td>" for _, field in parts]
         cells += [f"<td>{_guesses(block, write)}</td>"] if speaks else []
         turns = ""
         if compared:
@@ -232,7 +233,7 @@ def _lens_grid(run: StackRun, name: str) -> str:
     )
     which = f" of the last {count} tokens" if count < len(run.tokens) else ""
     return (
-        f"<h3>What would follow each token, after every block {escape(name)}</h3><p class=dim>The lowest row is the "
+        f"<h3>What would follow each token, after every block{escape(name)}</h3><p class=dim>The lowest row is the "
         f"text{which}; above it the best guess for what comes next, the last block on top, the darker the surer.</p>"
         f"<div class=s><table class=g>{rows}<tr><th></th>{head}</tr></table></div>"
     )
@@ -318,5 +319,7 @@ def _loop(run: Run) -> str:
     return f"<p>It is added to the text, and the loop goes round again:</p>{chips}"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else percent(value)
+def _change(blocks: Sequence[BlockRun], field: str) -> str:
+    """A share of the base's block, and what the adapters make of it."""
+    values = [percent(value) for block in blocks if (value := getattr(block, field)) is not None]
+    return " → ".join(dict.fromkeys(values))

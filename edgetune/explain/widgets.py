@@ -34,10 +34,10 @@ def attention_maps(stack: StackRun, run_name: str, explanation: Explanation) -> 
     all_maps = [maps for run in explanation.runs for one in run.stacks for maps in (one.attention, one.cross_attention)]
     room = _MOST_PACKED / max(1, sum(maps.size for maps in all_maps if maps is not None))
     pieces = [with_whole(token.piece, token.completes) for token in stack.tokens]
-    shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name} {run_name}", room=room)
+    shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name}{run_name}", room=room)
     if stack.cross_attention is not None:
         source = [with_whole(token.piece, token.completes) for token in explanation.runs[0].stacks[0].tokens]
-        shown += _map(stack.cross_attention, pieces, source, f"Attention to the source {run_name}", room=room)
+        shown += _map(stack.cross_attention, pieces, source, f"Attention to the source{run_name}", room=room)
     return shown
 
 
@@ -68,7 +68,7 @@ def _map(maps: Maps | None, rows: list[str], columns: list[str], title: str, *, 
     all_heads = "<option value=-1>mean over heads" if len(heads) > 1 else ""
     coarse = f" Single heads are told in {levels} steps." if levels < 255 and len(heads) > 1 else ""
     return (
-        f"<h3>{escape(title.strip())}</h3><div data-maps{' data-same' if same else ''}>{told}"
+        f"<h3>{escape(title)}</h3><div data-maps{' data-same' if same else ''}>{told}"
         f"<p class=only><select aria-label=block>{layers}</select> "
         f"<select aria-label=head>{all_heads}{options}</select> <output class=dim>A row is a token that looks, a "
         f"column one that is looked at. Choose a row.{coarse}</output></p>"

@@ -49,6 +49,11 @@ def _acts(sign: str) -> bool:
     return unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co")
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something: "1 block", "2 blocks"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def percent(share: float) -> str:
     """A share of one: "97 %", "0.3 %", "<0.01 %"."""
     value = 100 * share
