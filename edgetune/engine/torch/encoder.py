@@ -30,7 +30,8 @@ from edgetune.text_limit import positions
 
 Dtype = Literal["auto", "f32", "bf16"]
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS, _BATCH_TOKENS_THREAD = 4096, 512
+"""In all, and of each thread of a CPU, which is faster with states that stay in its core's cache."""
 _LONGEST = 512
 """Tokens of a text for a model that sets no bound itself."""
 _HEADS = ("classifier.out_proj", "classifier", "score", "classification_head.out_proj")
@@ -42,7 +43,6 @@ class TorchBackend:
     """A transformers model; see `encoder.Backend`."""
 
     pads = True
-    batch_tokens = _BATCH_TOKENS
 
     def __init__(self, model: Any, profile: Profile, *, modes: Sequence[str], pad_id: int) -> None:
         """Take over `model`, a classifier where `profile` scores texts."""
@@ -54,6 +54,8 @@ class TorchBackend:
         self._last_token_head = getattr(inner, "score", None) if scores and not profile.is_encoder else None
         self._takes_types = getattr(inner.config, "type_vocab_size", 0) > 1
         self._device = next(model.parameters()).device
+        self.batch_tokens = _batch_tokens(self._device)
+        """Tokens that are best computed at once."""
         self.profile = profile
         """What the model is for."""
 
@@ -135,6 +137,12 @@ def open_torch_encoder(
     if adapter_dir is not None and adapter_scale != 1:
         _scale(backend.model, adapter_dir, adapter_scale)
     return Encoder(backend, tokenizer)
+
+
+def _batch_tokens(device: Any) -> int:
+    import torch
+
+    return min(_BATCH_TOKENS, _BATCH_TOKENS_THREAD * torch.get_num_threads()) if device.type == "cpu" else _BATCH_TOKENS
 
 
 def read_task(model_dir: Path, adapter_dir: Path | None = None) -> tuple[list[str], str]:
