@@ -172,6 +172,15 @@ def test_weights_in_blocks_are_not_trained_themselves(rows: Path, capsys: pytest
     assert "stay in their blocks" in told
 
 
+@pytest.mark.parametrize("base", [checkpoint, base_gguf])
+def test_pissa_does_not_start_stacks_of_experts(
+    base: Callable[[str], Path], rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = refusal(base("mixtral"), rows, capsys, "--method", "pissa")
+    assert code == 2
+    assert "starts linear layers only" in told
+
+
 def test_targets_are_those_of_the_checkpoint(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = refusal(base_gguf("llama"), rows, capsys, "--target-modules", "nope")
     assert code == 2

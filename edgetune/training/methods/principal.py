@@ -44,7 +44,7 @@ class Principal(Method):
             )
         adapted = add_adapter(model, _doubled(settings), model_dir, task=task, sink=sink)
         for name, layer in _layers(adapted):
-            if not hasattr(layer, "lora_A") or not layer.lora_A:
+            if not getattr(layer, "lora_A", None) or hasattr(layer, "parameter_name"):  # a stack of experts has that
                 raise UsageError(
                     f"{self.start} starts linear layers only, and {name} is none.",
                     hint="Choose other --target-modules.",
