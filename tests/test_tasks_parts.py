@@ -84,6 +84,7 @@ def test_rows_become_examples() -> None:
         (CLASSIFICATION, {"text": "a", "label": {"x": 1}}, "expected a label"),
         (REGRESSION, {"text": "a", "score": "high"}, "expected a number in 'score', found 'high'"),
         (REGRESSION, {"text": "a", "score": float("nan")}, "expected a finite number"),
+        (REGRESSION, {"text": "a", "score": 1e300}, "expected a number that 32 bits hold"),
         (REGRESSION, {"text": "a", "score": True}, "expected a number in 'score', found a boolean"),
         (REWRITING, {"question": "q", "context": "c", "answers": {"text": []}}, "found an empty list"),
         (EMBEDDING, {"anchor": "a", "positive": []}, "found an empty list"),

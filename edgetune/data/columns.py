@@ -152,6 +152,10 @@ def _label(value: Any, name: str) -> str:
     return value.strip()
 
 
+_LARGEST = 3e38
+"""Scores are learned in float32."""
+
+
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise RowError(f"a number in {name!r}", describe(value))
@@ -161,6 +165,8 @@ def _number(value: Any, name: str) -> float:
         raise RowError(f"a number in {name!r}", describe(value)) from error
     if not math.isfinite(number):
         raise RowError(f"a finite number in {name!r}", str(value))
+    if abs(number) > _LARGEST:
+        raise RowError(f"a number that 32 bits hold in {name!r}", str(value))
     return number
 
 
