@@ -44,11 +44,16 @@ def fingerprint_gguf(path: Path) -> Fingerprint:
     recorded = read_gguf(path).fingerprint
     if recorded.weights:
         return recorded
+    return Fingerprint(weights=file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_CHUNK_BYTES):
             digest.update(piece)
-    return Fingerprint(weights=digest.hexdigest())
+    return digest.hexdigest()
 
 
 def transformer_dir(model_dir: Path) -> Path:

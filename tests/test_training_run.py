@@ -289,6 +289,23 @@ def test_data_that_are_gone_or_changed_are_named(settings: TrainSettings, data_d
     assert resume(Path(told.out)).finished
 
 
+def test_another_file_of_the_same_checkpoint_is_another_base(
+    settings: TrainSettings, base_dir: Path, tmp_path: Path
+) -> None:
+    from edgetune.export import export_base
+
+    base = tmp_path / "base.gguf"
+    export_base(base_dir, base, outtype="q8_0")
+    with pytest.raises(InterruptedRun):
+        train(replace(settings, model=str(base), steps=2, samples=0), sink=stop_after(1))
+    held = base.read_bytes()
+    export_base(base_dir, base, outtype="f16")
+    with pytest.raises(MismatchError, match=r"base\.gguf changed since .* blocks differ"):
+        resume(Path(settings.out))
+    base.write_bytes(held)
+    assert resume(Path(settings.out)).finished
+
+
 def test_a_second_ctrl_c_stops_at_once_and_says_where_it_goes_on(settings: TrainSettings) -> None:
     def press_twice(event: Event) -> None:
         if isinstance(event, Metrics) and event.split == "train" and event.step == 3 and not event.extra:

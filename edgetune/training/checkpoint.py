@@ -13,11 +13,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from edgetune.errors import CorruptFileError
+from edgetune.fingerprint import file_sha256, text_sha256
 from edgetune.paths import whole_dir
 from edgetune.training.methods.base import Method
 from edgetune.training.model import ADAPTER_WEIGHTS, write_tensors
@@ -124,19 +124,13 @@ def load_checkpoint(path: Path, *, method: Method, adapted: Any, optimizer: Any)
 
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file in `directory`."""
-    found = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        digest = sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        found[path.relative_to(directory).as_posix()] = digest.hexdigest()
-    return found
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in paths}
 
 
 def _state_digest(state: Mapping[str, Any]) -> str:
     told = {name: value for name, value in state.items() if name != "sha256"}
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return text_sha256(json.dumps(told, sort_keys=True))
 
 
 def _check_digests(path: Path, state: Mapping[str, Any]) -> None:

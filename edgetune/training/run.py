@@ -25,11 +25,11 @@ from edgetune import __version__
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
 from edgetune.events import Notice, Sink, ignore
-from edgetune.fingerprint import text_sha256
+from edgetune.fingerprint import file_sha256, text_sha256
 from edgetune.paths import remove_leftovers as remove_abandoned
 from edgetune.paths import whole_dir, write_json
 from edgetune.training.assembly import assemble
-from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base
+from edgetune.training.bases import base_name, copy_base_tokenizer, fingerprint_base, is_gguf
 from edgetune.training.checkpoint import (
     Position,
     last_settled,
@@ -132,7 +132,11 @@ def _resume(run_dir: Path, settings: TrainSettings | None, sink: Sink, world: Wo
             f"The data of {run_dir} changed since it was started.", hint="Restore them, or start a new run."
         )
     run = replace(_new_run(run_dir, known, prepared, sink), created=old.created)
-    if differing := old.fingerprint.differences(run.fingerprint):
+    differing = old.fingerprint.differences(run.fingerprint)
+    # The fingerprint is the checkpoint's: of the files made from it, with these or those blocks, only one is the base.
+    if old.data.get("base_sha256", run.data.get("base_sha256")) != run.data.get("base_sha256"):
+        differing = [*differing, "blocks"]
+    if differing:
         raise MismatchError(
             f"The base model {run.base_path} changed since {run_dir} was started: {', '.join(differing)} differ.",
             hint="Restore it, or start a new run.",
@@ -203,9 +207,14 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
         task=prepared.task.name,
         method=settings.method,
         settings={**settings.record(), "out": str(run_dir)},
-        data=prepared.data_record(),
+        data={**prepared.data_record(), **_base_file(prepared.model_dir)},
         versions={"edgetune": __version__, "python": platform.python_version(), **{n: version(n) for n in names}},
     )
+
+
+def _base_file(model_dir: Path) -> dict[str, str]:
+    """Which of the files that may be made from a checkpoint a GGUF base is."""
+    return {"base_sha256": file_sha256(model_dir)} if is_gguf(model_dir) else {}
 
 
 def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, sink: Sink, world: World) -> Run:
