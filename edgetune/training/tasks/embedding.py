@@ -20,7 +20,7 @@ from edgetune.data.columns import EMBEDDING, Columns, Related
 from edgetune.engine.torch.sentence_layers import apply_layer, load_layer, pool
 from edgetune.errors import DataError, UsageError
 from edgetune.events import Notice, Sink
-from edgetune.head import HeadLayer
+from edgetune.head import POOLINGS, HeadLayer
 from edgetune.sentence_modules import read_modules
 from edgetune.training import metrics
 from edgetune.training.tasks.base import Measured
@@ -216,8 +216,8 @@ class EmbeddingTask(RowTask):
         return Measured(metrics.retrieval(scores_of_all, relevant), rows)
 
     def data_record(self) -> dict[str, Any]:
-        """How states become an embedding, where one pooling says it; several are the base's own."""
-        return {"pooling": self.modes[0] if len(self.modes) == 1 else ""}
+        """How states become an embedding; empty for what only the base's own files can say."""
+        return {"pooling": self.modes[0] if self.modes in [(one,) for one in POOLINGS] else ""}
 
 
 def _related(sequences: Sequence[RelatedSequence]) -> NDArray[np.bool_]:
