@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgetune.events import Sink
-from edgetune.training.device import choose_device, choose_dtype
+from edgetune.training.compiled import compile_layers
+from edgetune.training.device import choose_device, choose_dtype, random_state, restore_random_state
 from edgetune.training.layout import Layout
 from edgetune.training.layout_lean import Lean
 from edgetune.training.methods import find_method
@@ -60,6 +61,21 @@ def assemble(
         device=device,
         sink=sink,
     )
+    if settings.torch_compile and not split:
+        compile_layers(adapted, lambda: _try_step(adapted, prepared, layout, device, dtype), sink)
     possible = settings.grad_checkpointing == "auto"
     layout = Lean(layout, model, checkpointing=planned.grad_checkpointing, possible=possible)
     return Assembled(method, adapted, method.make_optimizer(adapted, settings, device), layout, device, dtype)
+
+
+def _try_step(adapted: Any, prepared: Prepared, layout: Layout, device: torch.device, dtype: torch.dtype) -> None:
+    """A pass that leaves nothing behind."""
+    import torch
+
+    random = random_state(device)
+    adapted.train()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss: Any = prepared.task.summed_loss(adapted, layout.batches([prepared.train[:1]])[0])
+    loss.backward()
+    adapted.zero_grad(set_to_none=True)
+    restore_random_state(device, random)

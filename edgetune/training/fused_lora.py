@@ -20,7 +20,7 @@ def fuse_lora(adapted: Any) -> int:
 
     layers = [module for module in adapted.modules() if type(module) is Linear and _is_plain(module)]
     for layer in layers:
-        layer.forward = _Forward(layer)
+        layer.forward = FusedForward(layer)
     return len(layers)
 
 
@@ -50,13 +50,13 @@ def is_plain_linear(layer: Any) -> bool:
     return isinstance(layer, torch.nn.Linear) and hasattr(layer, "blocks")
 
 
-class _Forward:
+class FusedForward:
     """The forward of one layer; PEFT's own where the adapter is switched off, merged or mixed."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.original = layer, layer.forward
         self.name = layer.active_adapters[0]
-        self.function = _function()
+        self.function = fused_linear()
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         layer, name = self.layer, self.name
@@ -70,7 +70,7 @@ class _Forward:
 
 
 @cache
-def _function() -> Any:
+def fused_linear() -> Any:
     """The node's `apply`. Defined late because its base class is torch's."""
     import torch
 

@@ -95,6 +95,8 @@ class TrainSettings:
     grad_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations instead of keeping them: less memory, a third slower; auto: where memory would not suffice.
     Without a value: on."""
+    torch_compile: bool = False
+    """Compile the model's layers (torch.compile): minutes at the start, which a CPU's small gain does not repay."""
     fsdp: bool = False
     """Several processes: each holds a share of the frozen layers and fetches the rest to run them (FSDP)."""
     chat_template: str = ""
@@ -203,6 +205,7 @@ class TrainSettings:
         self._demand(0 <= self.valid_share <= 0.5, "valid_share", "between 0 and 0.5")
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
         self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
+        self._demand(not (self.torch_compile and self.fsdp), "torch_compile", "off, with --fsdp")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")
         self._demand(self.grad_checkpointing in ("auto", "on", "off"), "grad_checkpointing", "auto, on or off")
         for name, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
