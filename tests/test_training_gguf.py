@@ -205,6 +205,16 @@ def test_from_the_file_to_a_proved_adapter(
     assert run(["generate", str(coarse), "--lora", values["path"], "fox 3", "-n", "4", "--temp", "0"]) == 0
 
 
+def test_an_adapter_that_learned_next_to_nothing_is_proved_on_a_16_bit_base(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp rounds what it multiplies with 16-bit weights; torch's simulation of 8 bits knows nothing of it."""
+    base = export_base(checkpoint("llama"), tmp_path / "base.gguf", outtype="bf16").path
+    assert train(base, rows, tmp_path / "run", "--steps", "1", "--lr", "1e-6") == 0
+    capsys.readouterr()
+    assert run(["convert", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+
+
 def test_an_adapter_of_another_strength_does_not_pass(
     coarse: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

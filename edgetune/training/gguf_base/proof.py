@@ -69,11 +69,13 @@ def prove_adapter(base_path: Path, adapter_dir: Path, lora_path: Path, *, sink: 
 def _check_effect(model: Any, ids: list[int], base_path: Path, lora_path: Path) -> ParityCheck:
     """Whether llama.cpp's change of the logits is torch's, in direction and size.
 
-    A weak adapter drowns in what rounding does; it is made stronger on both sides until it does not.
+    A weak adapter drowns in what rounding does; it is made stronger on both sides until it does not. How much that is
+    tells the base alone: 16-bit weights are multiplied with rounded activations in llama.cpp, and not in torch.
     """
     with model.disable_adapter():
         plain, rounded = _torch_logits(model, ids), _torch_logits(model, ids, rounds=True)
-    noise = _centred(rounded - plain).norm()
+    theirs = _llama_logits(base_path, ids, None)
+    noise = max(_centred(other - plain).norm() for other in (rounded, theirs))
     for scale in _SCALES:
         with _scaled(model, scale):
             expected = _centred(_torch_logits(model, ids) - plain)
@@ -81,7 +83,7 @@ def _check_effect(model: Any, ids: list[int], base_path: Path, lora_path: Path) 
             break
     else:
         return ParityCheck("adapter", 0, 0, skipped="what it changes is lost in rounding, however strong it is made")
-    change = _llama_logits(base_path, ids, lora_path, scale) - _llama_logits(base_path, ids, None)
+    change = _llama_logits(base_path, ids, lora_path, scale) - theirs
     ratio = float((expected * _centred(change)).sum() / (expected * expected).sum())
     good = _EFFECT[0] <= ratio <= _EFFECT[1]
     difference = "" if good else f"the adapter changes {ratio:.2f} times what it changes in torch"
