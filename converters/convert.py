@@ -122,6 +122,7 @@ def _head_keys(family: Family, checkpoint: Checkpoint, sentence: SentenceModel |
     elif family.head is not None:
         sources = {family.canonical(name): name for name in checkpoint.names}
         keys = head_metadata(family.head, lambda name: load_float32(checkpoint, sources[name]))
+        keys |= sentence.metadata() if sentence is not None else {}
     if (pooling := str(keys.get(POOLING_KEY, ""))) in POOLING_TYPES:
         keys[f"{family.gguf_architecture}.pooling_type"] = POOLING_TYPES[pooling]
     return keys

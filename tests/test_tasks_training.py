@@ -382,3 +382,15 @@ def test_vectors_are_made_as_they_were_in_training(
             first, second = encoder.embed([row["anchor"], row["positive"]], normalize=True)
             assert first @ second == pytest.approx(row["similarity"], abs=1e-4)
             assert first.shape == ((8,) if pooling else (32,))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_classifier_on_a_sentence_model_is_converted(told: Any, tmp_path: Path, method: str) -> None:
+    from edgetune.conversion import convert
+
+    base = write_sentence_model(tmp_path / "sentences", mean_tokens=True)
+    (base / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    run = train(told("classification", "bert", base=base, task="classification", method=method))
+    report = convert(run.path, tmp_path / "classifier.gguf").report
+    assert report is not None
+    assert report.passed

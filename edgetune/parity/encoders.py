@@ -9,6 +9,7 @@ type's size does to this very model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,8 @@ class _Proof:
         with self._model.without_adapter():
             plain = self._embed(self._torch, "effect")
         with _open(self._header, []) as llama:
+            if self._scores:  # the adapter's classifier took the place of what follows the base's pooling
+                llama.profile = replace(llama.profile, head=None)
             plain_found = self._embed(llama, "effect")
         change, found = self._expected - plain, self._found - plain_found
         total = float((change * change).sum(dtype=np.float64))
