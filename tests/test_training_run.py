@@ -223,17 +223,15 @@ def test_a_run_that_another_process_trains_is_left_alone(settings: TrainSettings
 def test_a_full_disk_says_how_to_go_on(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     import safetensors.torch
 
-    def full(*_: Any, **__: Any) -> bytes:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(*_: Any, **__: Any) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     told = replace(settings, steps=4, save_every=2, eval=False)
     whole = train(replace(told, out=str(tmp_path / "whole")))
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors.torch, "save", full)
+        patched.setattr(safetensors.torch, "save_file", full)
         with pytest.raises(ResourceError, match="disk is full") as caught:
             train(told)
     assert f"--resume {told.out}" in caught.value.hint

@@ -6,6 +6,7 @@ The base is frozen, in bf16 or f32; the adapter is f32. Reads safetensors only a
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -295,8 +296,16 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     import safetensors.torch
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # `save_file` hides the system's errors in an error of its own, and lets nobody but the owner read the file.
-    path.write_bytes(safetensors.torch.save(ready, metadata={"format": "pt"}))
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        safetensors.torch.save_file(ready, path, metadata={"format": "pt"})  # copies nothing, as `save` does
+    except safetensors.SafetensorError as error:
+        # It hides the system's errors in one of its own.
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    path.chmod(mode)  # it would let nobody but the owner read the file
 
 
 def adapter_state(adapted: Any) -> dict[str, torch.Tensor]:

@@ -13,13 +13,18 @@ from edgetune.training.gguf_base.blocks import Blocks
 
 _K_BLOCK = 256
 _SMALL = ("Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4")
-_INPUT_BLOCKS = {"F32": 0, "F16": 0, "BF16": 0, **dict.fromkeys(_SMALL, 32)}
-"""How many inputs share a scale where llama.cpp rounds them; 0: it does not. All other types take 256."""
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def _rounded(x: torch.Tensor, size: int) -> torch.Tensor:
-    """`x` (…, n) rounded to 8 bits, `size` numbers at a time."""
-    parts = x.reshape(*x.shape[:-1], -1, size)
+def _rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """`x` (…, n) as llama.cpp rounds it before it multiplies with a matrix of type `kind`.
+
+    To the matrix's own type where that is a float, else to 8 bits, 32 or 256 numbers with one scale.
+    """
+    if kind in _FLOATS:
+        most = torch.finfo(_FLOATS[kind]).max
+        return x.clamp(-most, most).to(_FLOATS[kind]).to(x.dtype)
+    parts = x.reshape(*x.shape[:-1], -1, 32 if kind in _SMALL else _K_BLOCK)
     scale = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     return (torch.round(parts / scale) * scale).view(x.shape)
 
@@ -50,15 +55,15 @@ class InBlocks:
     """What their numbers are computed in."""
     device: torch.device
     rounds = False
-    """Whether inputs are rounded to 8 bits, as llama.cpp does before it multiplies with quantized blocks."""
+    """Whether inputs are rounded as llama.cpp does before it multiplies."""
 
     def _prepared(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.dtype) if torch.is_autocast_enabled(self.device.type) else x
 
     def _product(self, x: torch.Tensor, blocks: Blocks, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x·Wᵀ + b, (…, in) → (…, out)."""
-        if self.rounds and (size := _INPUT_BLOCKS.get(blocks.kind, _K_BLOCK)):
-            x = _rounded(x, size)
+        if self.rounds:
+            x = _rounded(x, blocks.kind)
         result: torch.Tensor = _LinearFunction.apply(x, blocks, bias)  # type: ignore[no-untyped-call]
         return result
 
