@@ -129,6 +129,17 @@ class Run:
             raise CorruptFileError(f"{record_path} is not a run record: {error}.") from error
 
 
+def trained_pooling(run_dir: Path) -> str:
+    """How the run in `run_dir` makes one vector of a text's states; empty where it makes none, or is no run.
+
+    Raises `CorruptFileError` for a record that cannot be read.
+    """
+    if not (run_dir / RUN_RECORD).is_file():
+        return ""
+    run = Run.load(run_dir)
+    return str(run.data.get("pooling") or "") if run.task == "embedding" else ""
+
+
 @dataclass(frozen=True)
 class LogitsParity:
     """How next-token distributions compare, torch as the reference."""

@@ -34,7 +34,7 @@ def export(path: Path, tree: Tree, *, kind: ExportKind, title: str = "", system:
         rows = _ROWS[kind](tree, system=system)
         text, count = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), len(rows)
     if not count:
-        raise UsageError(_NOTHING[kind], hint="/vote up marks a reply, /edit puts a better one in its place.")
+        raise UsageError(_NOTHING[kind], hint="/vote up marks a reply, /edit reply puts a better one in its place.")
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
     return count

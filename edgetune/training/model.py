@@ -152,7 +152,7 @@ def add_adapter(
     if settings.modules_to_save and model_dir.is_file():
         raise UsageError(
             f"--modules-to-save trains weights themselves; those in {model_dir} stay in their blocks.",
-            hint="Leave it away, or give the Hugging Face directory that the file was made from with -m.",
+            hint="Leave it out, or give the Hugging Face directory that the file was made from with -m.",
         )
     torch.manual_seed(settings.seed)
     values: dict[str, Any] = {

@@ -35,7 +35,7 @@ from edgetune.training.methods import find_method
 from edgetune.training.mixing import Mix, mix
 from edgetune.training.model import context_length, text_config
 from edgetune.training.processes import launcher_splits, world_size
-from edgetune.training.settings import TrainSettings
+from edgetune.training.settings import LEAST_LENGTH, TrainSettings
 from edgetune.training.speed import row_capacity
 from edgetune.training.split import check_splittable, layers_share
 from edgetune.training.tasks import Task, find_task
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_MAX_LENGTH = 2048
-
-_LEAST_LENGTH = 8
-"""As `TrainSettings` has it."""
 
 
 @dataclass(frozen=True)
@@ -296,11 +293,11 @@ def choose_max_length(settings: TrainSettings, model_dir: Path, config: Any, *, 
     prompt = settings.prompt_tokens if settings.method == "prompt" else 0
     is_bound = bool(context) and bounds_positions(config.model_type, weight_names(model_dir))
     room = context - prompt if is_bound else context
-    if is_bound and room < max(wanted, _LEAST_LENGTH):
+    if is_bound and room < max(wanted, LEAST_LENGTH):
         beside = f", {prompt} of them for the trained prompt" if prompt else ""
         raise UsageError(
-            f"--max-length is {wanted or _LEAST_LENGTH}, but {model_dir} has {context} positions for tokens{beside}.",
-            hint=f"Use --max-length {room} or less." if room >= _LEAST_LENGTH else "Use fewer --prompt-tokens.",
+            f"--max-length is {wanted or LEAST_LENGTH}, but {model_dir} has {context} positions for tokens{beside}.",
+            hint=f"Use --max-length {room} or less." if room >= LEAST_LENGTH else "Use fewer --prompt-tokens.",
         )
     if not wanted:
         return min(DEFAULT_MAX_LENGTH, room or DEFAULT_MAX_LENGTH)

@@ -26,6 +26,7 @@ from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.errors import InterruptedRun, MismatchError, ResourceError, UsageError
 from edgetune.events import Notice, Sink, ignore
 from edgetune.fingerprint import file_sha256, text_sha256
+from edgetune.gguf_header import read_gguf
 from edgetune.paths import remove_leftovers as remove_abandoned
 from edgetune.paths import whole_dir, write_json
 from edgetune.training.assembly import assemble
@@ -213,8 +214,9 @@ def _new_run(run_dir: Path, settings: TrainSettings, prepared: Prepared, sink: S
 
 
 def _base_file(model_dir: Path) -> dict[str, str]:
-    """Which of the files that may be made from a checkpoint a GGUF base is."""
-    return {"base_sha256": file_sha256(model_dir)} if is_gguf(model_dir) else {}
+    """Which of the files made from one checkpoint a GGUF base is; one from elsewhere has a fingerprint of its own."""
+    names_checkpoint = is_gguf(model_dir) and bool(read_gguf(model_dir).fingerprint.weights)
+    return {"base_sha256": file_sha256(model_dir)} if names_checkpoint else {}
 
 
 def _run(run: Run, settings: TrainSettings, prepared: Prepared, planned: Plan, sink: Sink, world: World) -> Run:

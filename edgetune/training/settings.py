@@ -21,6 +21,9 @@ from edgetune.training.reporters import REPORTERS
 from edgetune.training.schedule import ScheduleName
 from edgetune.training.tasks import TASKS
 
+LEAST_LENGTH = 8
+"""Tokens that a row may be cut to, at least."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -204,7 +207,7 @@ class TrainSettings:
         self._demand(self.eval or not (self.metric or self.early_stopping), "eval", "on, for --metric")
         self._demand(0 <= self.valid_share <= 0.5, "valid_share", "between 0 and 0.5")
         self._demand(0 <= self.dropout < 1, "dropout", "at least 0 and less than 1")
-        self._demand(self.max_length == 0 or self.max_length >= 8, "max_length", "at least 8")
+        self._demand(self.max_length == 0 or self.max_length >= LEAST_LENGTH, "max_length", f"at least {LEAST_LENGTH}")
         self._demand(not (self.torch_compile and self.fsdp), "torch_compile", "off, with --fsdp")
         self._demand(bool(self.target_modules), "target_modules", "at least one name")
         self._demand(self.grad_checkpointing in ("auto", "on", "off"), "grad_checkpointing", "auto, on or off")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.artifacts import RUN_RECORD, Run, trained_pooling
 from edgetune.engine.encoder import Encoder, Profile, check_heads
 from edgetune.engine.encoder_tokens import Encoded, JsonEncoderTokenizer
 from edgetune.engine.protocol import LoraSpec
@@ -163,7 +163,7 @@ def load_backend(
     modules = read_modules(model_dir) or SentenceModules(model_dir)
     config = _config(modules.transformer_dir)
     labels, task = _task(config, adapter_dir)
-    trained = _trained_pooling(adapter_dir)
+    trained = trained_pooling(adapter_dir) if adapter_dir else ""
     if trained:
         modules = replace(modules, modes=(trained,))
     says_pooling = bool(trained) or (model_dir / "modules.json").is_file()
@@ -220,14 +220,6 @@ def _recorded_task(adapter_dir: Path, kind: str) -> tuple[list[str], str]:
     if run.task == "regression":
         return labels, "regression"
     return labels, "multilabel" if run.data.get("multi_label") else "classification"
-
-
-def _trained_pooling(adapter_dir: Path | None) -> str:
-    """How vectors were made when the adapter was trained for them; empty where no record says so."""
-    if adapter_dir is None or not (adapter_dir / RUN_RECORD).is_file():
-        return ""
-    run = Run.load(adapter_dir)
-    return str(run.data.get("pooling") or "") if run.task == "embedding" else ""
 
 
 def _adapter_config(adapter_dir: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune.artifacts import RUN_RECORD, Run
+from edgetune.artifacts import trained_pooling
 from edgetune.errors import UnsupportedError
 from edgetune.events import Sink
 from edgetune.fingerprint import module_dirs, read_safetensors_header, safetensors_files
@@ -68,7 +68,7 @@ class Full(Method):
         adapted.to(getattr(torch, _STORED.get(_stored_type(model_dir), "float32")))
         adapted.save_pretrained(directory)
         _copy_modules(model_dir, directory)
-        if pooling := _trained_pooling(directory.parent):
+        if pooling := trained_pooling(directory.parent):
             write_pooling(directory, pooling, adapted.config.get_text_config().hidden_size)
 
 
@@ -80,14 +80,6 @@ def _copy_modules(model_dir: Path, directory: Path) -> None:
     for folder in module_dirs(model_dir):
         if folder.resolve() != model_dir.resolve():
             shutil.copytree(folder, directory / folder.name, copy_function=shutil.copyfile, dirs_exist_ok=True)
-
-
-def _trained_pooling(run_dir: Path) -> str:
-    """How the run makes one vector of a text's states; empty where it makes none."""
-    if not (run_dir / RUN_RECORD).is_file():
-        return ""
-    run = Run.load(run_dir)
-    return str(run.data.get("pooling") or "") if run.task == "embedding" else ""
 
 
 def _stored_type(model_dir: Path) -> str:
