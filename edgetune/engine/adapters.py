@@ -44,13 +44,17 @@ class LoadedAdapters:
         """Let the next evaluation of `context`, the only one of this model, run under these adapters."""
         if key is self.applied or key == self.applied:
             return
+        self.put_on(context, key)
+        self.applied = key
+
+    def put_on(self, context: Any, key: AdapterKey) -> None:
+        """Let the evaluations of `context`, one of several of this model, run under these adapters."""
         handles = [self._handles[file] for file, _ in key]
         pointers = (lib.llama_adapter_lora_p_ctypes * max(len(handles), 1))(*handles)
         scales = (ctypes.c_float * max(len(handles), 1))(*(scale for _, scale in key))
         native.forget_errors()
         if lib.llama_set_adapters_lora(context, pointers, len(handles), scales):
             raise native.failure("llama.cpp refused the adapters")
-        self.applied = key
 
     def _load(self, key: tuple[Path, int, int]) -> None:
         if key in self._handles:

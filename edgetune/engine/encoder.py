@@ -14,9 +14,10 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from edgetune.engine import workers
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, Text
-from edgetune.engine.in_step import batches
 from edgetune.engine.protocol import LoraSpec
+from edgetune.engine.workers import Crew
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Notice, Progress, Sink, ignore
 from edgetune.head import POOLINGS, Array, Head, Pooling, normalized, sigmoid, softmax
@@ -62,14 +63,10 @@ class Classification:
     """Regression: the numbers."""
 
 
-class Backend(Protocol):
+class Backend(Crew, Protocol):
     """What runs the model."""
 
     profile: Profile
-    batch_tokens: int
-    """Tokens that are best computed at once."""
-    pads: bool
-    """Whether the texts of a batch are filled up to the longest one."""
 
     def pool(self, batch: Sequence[Encoded], pooling: Pooling | None) -> Array:
         """Pooled last hidden states, (n, hidden); None is the model's own pooling."""
@@ -218,19 +215,20 @@ class Encoder:
 
     def _run(self, windows: Sequence[Encoded], compute: _Compute, total: int, sink: Sink) -> Array:
         """`compute` on all windows, batch by batch, in their own order."""
-        backend, lengths = self._backend, [len(window) for window in windows]
-        groups = list(batches(lengths, most_tokens=backend.batch_tokens, most=len(windows), pads=backend.pads))
+        places: list[int] = []
         results: list[Array] = []
-        for batch in groups:
-            results.append(compute([windows[at] for at in batch]))
-            sink(Progress("encode", min(sum(map(len, results)), total), total, "texts"))
+        lengths = [len(window) for window in windows]
+        for group, found in workers.run(lengths, lambda group: compute([windows[at] for at in group]), self._backend):
+            places += group
+            results.append(found)
+            sink(Progress("encode", min(len(places), total), total, "texts"))
         rows = np.concatenate(results)
         if not np.isfinite(rows).all():
             raise CorruptFileError(
                 f"{self.profile.path} answers with what is no number.", hint="Is it damaged? Convert it again."
             )
         back = np.empty(len(windows), np.int64)
-        back[[at for batch in groups for at in batch]] = np.arange(len(windows))
+        back[places] = np.arange(len(windows))
         return np.asarray(rows[back], np.float32)
 
 

@@ -7,8 +7,9 @@ from the states below their vocabulary head.
 
 from __future__ import annotations
 
-import ctypes
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import numpy as np
 from edgetune.engine import native
 from edgetune.engine.adapters import LoadedAdapters
 from edgetune.engine.backends import list_devices
-from edgetune.engine.batch import Batch
 from edgetune.engine.encoder import Encoder, Profile, check_heads, with_adapter_head
+from edgetune.engine.encoder_context import MOST_SEQUENCES, EncoderContext
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, JsonEncoderTokenizer, LlamaEncoderTokenizer
 from edgetune.engine.json_tokenizer import JSON_KEY
-from edgetune.engine.loading import FLASH_ATTENTION, FlashAttention, gpu_layers_for, load_weights
+from edgetune.engine.loading import FlashAttention, gpu_layers_for, load_weights
 from edgetune.engine.native import AdapterKey, lib
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.tap import Tap
@@ -34,17 +35,17 @@ from edgetune.head import LLAMA_POOLINGS, Array, Head, Pooling, pool, read_head
 from edgetune.sentence_modules import read_prompting
 
 _BATCH_TOKENS = 256
-"""Measured best on two CPU cores with texts of 5 to 250 tokens."""
-_MOST_SEQUENCES = 64
+"""Measured best on CPU cores with texts of 5 to 250 tokens."""
 _LONGEST_DECODER_TEXT = 8192
 """A decoder's context is often far longer than memory for one evaluation of it."""
 
 
 class LlamaBackend:
-    """A GGUF model and a context that grows with the longest text; see `encoder.Backend`."""
+    """A GGUF model and as many contexts of it as batches are computed at once; see `encoder.Backend`."""
 
     pads = False
     batch_tokens = _BATCH_TOKENS
+    most_texts = MOST_SEQUENCES
 
     def __init__(
         self,
@@ -55,25 +56,30 @@ class LlamaBackend:
         threads: int,
         flash_attn: FlashAttention,
         tap: Tap | None = None,
+        on_gpu: bool = False,
     ) -> None:
         """Take over `model`; use `open_llama_encoder`."""
-        self._model, self._header, self._tap = model, header, tap
-        self._threads, self._flash_attn = threads or physical_cores(), flash_attn
-        self._context: Any = None
-        self._batch = Batch(1)
-        self._size = 0
+        self._model, self._header = model, header
+        self._threads = threads or physical_cores()
         self._is_decoder = not profile.is_encoder
-        self._width: int = lib.llama_model_n_embd_out(model)
+        self._make_context = partial(
+            EncoderContext, model, profile.path, is_decoder=self._is_decoder, flash_attn=flash_attn, tap=tap
+        )
+        self._idle: list[EncoderContext] = []
+        self._thread = threading.local()
         self._adapters = LoadedAdapters(model, header)
         self._adapter_key: AdapterKey = ()
         self._tables: _Tables | None = None
         self.profile = profile
         """What the model is for."""
+        # A decoder's context is large, and its matrices wide enough to keep all cores at work.
+        self.workers = 1 if self._is_decoder or on_gpu or tap is not None else self._threads
+        """How many batches are best computed at once."""
 
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
         """Run under these adapters from now on. Raises `MismatchError`, `UnsupportedError`, `UsageError`."""
         self._adapter_key = self._adapters.load(adapters)
-        self._tables = None
+        self._tables = None if self._is_decoder else _Tables(self._header, self._adapter_key)
 
     def pool(self, batch: Sequence[Encoded], pooling: Pooling | None) -> Array:
         """Pooled last hidden states, (n, hidden); None is the model's own pooling."""
@@ -85,81 +91,33 @@ class LlamaBackend:
         assert head is not None
         return head.apply(self.pool(batch, head.pooling or self.profile.pooling))
 
+    def use_cores(self, count: int) -> None:
+        """Let what the calling thread asks for take so many cores from now on; 0 are all there are."""
+        self._thread.cores = count
+
     def close(self) -> None:
         """Free the model."""
-        if self._context is not None:
-            lib.llama_free(self._context)
+        while self._idle:
+            self._idle.pop().close()
         if self._model is not None:
             lib.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None
 
     def _states(self, batch: Sequence[Encoded]) -> Array:
         """Hidden states of the batch's tokens, one text after the other."""
         if self._model is None:
             raise UsageError(f"{self.profile.path} was closed.", hint="Open it again.")
-        total = sum(map(len, batch))
-        self._make_room(total)
-        self._adapters.apply(self._context, self._adapter_key)
-        self._batch.clear()
-        for number, one in enumerate(batch):
-            self._batch.add(number, 0, one.ids, every_output=True)
-        native.forget_errors()
-        if any(one.types for one in batch) and (tables := self._type_tables()):
-            with_types = tables.vectors(batch)
-            code = lib.llama_encode(self._context, self._as_vectors(with_types))
-        elif self._is_decoder:
-            lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
-            code = lib.llama_decode(self._context, self._batch.raw)
-        else:
-            # T5's encoder has a cache as well, and decoding would let its tokens see only those before them.
-            code = lib.llama_encode(self._context, self._batch.raw)
-        if code:
-            raise native.failure("llama.cpp could not evaluate the texts")
-        found = np.ctypeslib.as_array(lib.llama_get_embeddings(self._context), (total, self._width))
-        return np.array(found, np.float32)
-
-    def _as_vectors(self, vectors: Array) -> Any:
-        raw = self._batch.raw
-        return lib.llama_batch(
-            n_tokens=raw.n_tokens,
-            token=None,
-            embd=vectors.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-            pos=raw.pos,
-            n_seq_id=raw.n_seq_id,
-            seq_id=raw.seq_id,
-            logits=raw.logits,
-        )
-
-    def _type_tables(self) -> _Tables | None:
-        if self._is_decoder:
-            return None
-        if self._tables is None:
-            self._tables = _Tables(self._header, self._adapter_key)
-        return self._tables if self._tables.tells_types else None
-
-    def _make_room(self, tokens: int) -> None:
-        """Let the context take `tokens` at once: making a new one takes milliseconds, its size is memory."""
-        if tokens <= self._size:
-            return
-        size = max(_BATCH_TOKENS, 1 << (tokens - 1).bit_length())
-        if self._context is not None:
-            lib.llama_free(self._context)
-            self._context, self._size = None, 0
-        parameters = lib.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = size
-        parameters.n_seq_max, parameters.kv_unified = _MOST_SEQUENCES, True
-        parameters.n_threads = parameters.n_threads_batch = self._threads
-        parameters.embeddings, parameters.pooling_type = True, lib.LLAMA_POOLING_TYPE_NONE
-        parameters.flash_attn_type = FLASH_ATTENTION[self._flash_attn]
-        parameters.no_perf = True
-        if self._tap is not None:
-            parameters.cb_eval = self._tap.callback
-        native.forget_errors()
-        self._context = lib.llama_init_from_model(self._model, parameters)
-        if not self._context:
-            raise native.failure(f"llama.cpp cannot make a context of {size} tokens for {self.profile.path}")
-        self._adapters.applied = ()
-        self._batch, self._size = Batch(size), size
+        tables = self._tables if self._tables and self._tables.tells_types else None
+        vectors = tables.vectors(batch) if tables and any(one.types for one in batch) else None
+        cores = getattr(self._thread, "cores", 0) or self._threads
+        try:
+            context = self._idle.pop()
+        except IndexError:
+            context = self._make_context()
+        try:
+            return context.states(batch, vectors, adapters=self._adapters, key=self._adapter_key, threads=cores)
+        finally:
+            self._idle.append(context)
 
 
 class _Tables:
@@ -223,7 +181,9 @@ def open_llama_encoder(
     check_is_model(header)
     native.start(verbose=verbose)
     head = read_head(header)
-    model = _load(path, header, gpu_layers=gpu_layers)
+    gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
+    on_gpu = gpu_layers_for(header, gpu_layers, 0, gpus) if gpus else 0
+    model = _load(path, header, gpu_layers=on_gpu)
     tokenizer: EncoderTokenizer | None = None
     try:
         profile = _profile(header, head, is_encoder=_is_encoder(header))
@@ -231,7 +191,8 @@ def open_llama_encoder(
         check_heads(lora, lambda path: bool((found := heads[path]) and found.layers))
         for brought in heads.values():
             profile = with_adapter_head(profile, brought)
-        backend = LlamaBackend(model, header, profile, threads=threads, flash_attn=flash_attn, tap=tap)
+        options: dict[str, Any] = {"threads": threads, "flash_attn": flash_attn, "tap": tap}
+        backend = LlamaBackend(model, header, profile, on_gpu=on_gpu > 0, **options)
         backend.set_adapters(lora)
         tokenizer = _open_tokenizer(path, header)
     except BaseException:
@@ -241,8 +202,7 @@ def open_llama_encoder(
 
 
 def _load(path: Path, header: GgufHeader, *, gpu_layers: int) -> Any:
-    gpus = [device for device in list_devices() if device.kind in ("gpu", "igpu")]
-    model = load_weights(path, header, gpu_layers=gpu_layers_for(header, gpu_layers, 0, gpus))
+    model = load_weights(path, header, gpu_layers=gpu_layers)
     if lib.llama_model_has_encoder(model) and lib.llama_model_has_decoder(model):
         lib.llama_model_free(model)
         raise UnsupportedError(

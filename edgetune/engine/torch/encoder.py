@@ -30,8 +30,8 @@ from edgetune.text_limit import positions
 
 Dtype = Literal["auto", "f32", "bf16"]
 
-_BATCH_TOKENS, _BATCH_TOKENS_THREAD = 4096, 512
-"""In all, and of each thread of a CPU, which is faster with states that stay in its core's cache."""
+_BATCH_TOKENS, _BATCH_TOKENS_CORE = 4096, 512
+"""On a GPU, and on each core of a CPU, which is faster with states that stay in its cache."""
 _LONGEST = 512
 """Tokens of a text for a model that sets no bound itself."""
 _HEADS = ("classifier.out_proj", "classifier", "score", "classification_head.out_proj")
@@ -43,6 +43,7 @@ class TorchBackend:
     """A transformers model; see `encoder.Backend`."""
 
     pads = True
+    most_texts = _BATCH_TOKENS
 
     def __init__(self, model: Any, profile: Profile, *, modes: Sequence[str], pad_id: int) -> None:
         """Take over `model`, a classifier where `profile` scores texts."""
@@ -54,10 +55,24 @@ class TorchBackend:
         self._last_token_head = getattr(inner, "score", None) if scores and not profile.is_encoder else None
         self._takes_types = getattr(inner.config, "type_vocab_size", 0) > 1
         self._device = next(model.parameters()).device
-        self.batch_tokens = _batch_tokens(self._device)
-        """Tokens that are best computed at once."""
         self.profile = profile
         """What the model is for."""
+
+    @property
+    def workers(self) -> int:
+        """How many batches are best computed at once; some decoders keep state between the layers of one."""
+        import torch
+
+        return torch.get_num_threads() if self._device.type == "cpu" and self.profile.is_encoder else 1
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that are best computed at once."""
+        import torch
+
+        if self._device.type != "cpu":
+            return _BATCH_TOKENS
+        return min(_BATCH_TOKENS, _BATCH_TOKENS_CORE * torch.get_num_threads() // self.workers)
 
     @property
     def model(self) -> Any:
@@ -91,6 +106,14 @@ class TorchBackend:
                 logits = self._last_token_head(pool(states, lengths, "last"))
                 return np.asarray(logits.float().cpu().numpy(), np.float32)
             return np.asarray(self._model(**self.inputs(batch)).logits.float().cpu().numpy(), np.float32)
+
+    def use_cores(self, count: int) -> None:
+        """Let what the calling thread asks for take so many cores from now on; 0 are all there are."""
+        import torch
+
+        # A thread keeps its own number; new ones take the last that was set, wherever.
+        if self._device.type == "cpu":
+            torch.set_num_threads(count or torch.get_num_threads())
 
     def close(self) -> None:
         """Let go of the model."""
@@ -137,12 +160,6 @@ def open_torch_encoder(
     if adapter_dir is not None and adapter_scale != 1:
         _scale(backend.model, adapter_dir, adapter_scale)
     return Encoder(backend, tokenizer)
-
-
-def _batch_tokens(device: Any) -> int:
-    import torch
-
-    return min(_BATCH_TOKENS, _BATCH_TOKENS_THREAD * torch.get_num_threads()) if device.type == "cpu" else _BATCH_TOKENS
 
 
 def read_task(model_dir: Path, adapter_dir: Path | None = None) -> tuple[list[str], str]:
