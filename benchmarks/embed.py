@@ -3,7 +3,8 @@
 A random model of MiniLM's shape (6 layers of 384). sentence-transformers runs with its defaults (float32, batches of
 32) in an environment of its own, made on first use in the build directory; transformers does the same work where it
 cannot be installed. Every peer runs in a process of its own, in turn with the others, and all vectors are compared.
-Prints JSON; a ratio is the median of the rounds'.
+Prints JSON; a ratio is the median of the rounds'. `f32_limit` is the ratio that nothing but the model's matrix products
+would reach in float32, at the rate at which torch multiplies them here: what lies above it needs bf16 in hardware.
 
     python -m benchmarks.embed [--build-dir DIR] [--rounds 3] [--texts 1000] [--threads N]
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import llama_cpp
-from edgetune.hardware import physical_cores
+from edgetune.hardware import physical_cores, torch_info
 
 MINI_LM = {
     "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536,
@@ -90,8 +91,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for peer in PEERS[1:]
         },
         "goal": _GOALS,
+        "f32_limit": _most_texts_per_second(checkpoint, texts.split("\n"), options.threads) / statistics.median(base),
+        "bf16": bool((info := torch_info()) and info.bf16),
         "least_cosine": nearness,
     }
+
+
+def _most_texts_per_second(checkpoint: Path, texts: list[str], threads: int) -> float:
+    """Of the matrix products alone: attention, norms and everything else would have to take no time."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    hidden, wide, layers = (MINI_LM[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    tokens = sum(map(len, transformers.AutoTokenizer.from_pretrained(checkpoint)(texts)["input_ids"]))
+    states, up, rows = torch.randn(2048, hidden), torch.randn(wide, hidden), []
+    for _ in range(20):
+        began = time.perf_counter()
+        torch.nn.functional.linear(states, up)
+        rows.append(2048 / (time.perf_counter() - began))
+    products = layers * (4 * hidden * hidden + 2 * hidden * wide) / (hidden * wide)
+    return max(rows) / products * len(texts) / tokens
 
 
 def run_peer(options: argparse.Namespace) -> None:
