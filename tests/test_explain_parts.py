@@ -159,11 +159,18 @@ def same_shares(mine: StackRun, other: StackRun) -> None:
         assert block.is_normed == expected.is_normed
 
 
-# llama.cpp's graph of Phi-3 gives what is after attention no name.
-@pytest.mark.parametrize("family", sorted({*DECODERS} - {"phi3"}))
+@pytest.mark.parametrize("family", sorted(DECODERS))
 def test_a_decoders_parts_add_in_torch_what_they_add_in_llama_cpp(family: str) -> None:
     torch = explain_checkpoint(checkpoint(family), TEXT, sampling=GREEDY, steps=0)
     llama = explain_gguf(base_gguf(family), TEXT, sampling=GREEDY, steps=0)
+    same_shares(torch.runs[0].stacks[0], llama.runs[0].stacks[0])
+
+
+def test_a_state_without_a_name_is_put_together_of_several_batches() -> None:
+    text = "the lazy dog and the quick fox " * 12
+    torch = explain_checkpoint(checkpoint("phi3"), text, sampling=GREEDY, steps=0)
+    llama = explain_gguf(base_gguf("phi3"), text, sampling=GREEDY, steps=0)
+    assert len(llama.runs[0].stacks[0].tokens) > 64
     same_shares(torch.runs[0].stacks[0], llama.runs[0].stacks[0])
 
 

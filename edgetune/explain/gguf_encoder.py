@@ -49,7 +49,7 @@ def follow_encoder(
     labelled = Labelled()
     for number, specs in enumerate(sets):
         sink(Progress("explain", number, len(sets), "runs"))
-        seen = Seen()
+        seen = Seen(architecture=read_gguf_header(path).architecture)
         tap = Tap(seen.wants, seen.take)
         with open_llama_encoder(
             path, lora=specs, threads=threads, gpu_layers=gpu_layers, flash_attn="off", tap=tap

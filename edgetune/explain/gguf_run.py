@@ -111,7 +111,7 @@ def _follow_decoder(
     gpu_layers: int,
     sink: Sink,
 ) -> list[Run]:
-    seen = Seen()
+    seen = Seen(architecture=read_gguf_header(path).architecture)
     tap = Tap(seen.wants, seen.take)
     context = -(-(len(ids) + steps + 1) // 256) * 256
     sets = adapter_sets(adapters)

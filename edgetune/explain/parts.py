@@ -141,7 +141,7 @@ def block_runs(
 
 def _added_in(seen: Seen, layer: int, before: States | None, after: States) -> Added:
     """What the parts of a block in llama.cpp's graph added to the state `before` it."""
-    middle = seen.states(f"ffn_inp-{layer}", f"sa_out-{layer}")
+    middle = seen.between(layer)
     crossed = seen.states(f"cross_inp-{layer}")
     told = seen.last(f"kqv_out-{layer}"), seen.last(f"ffn_out-{layer}")
     attended = _change(before, middle if crossed is None else crossed)

@@ -24,6 +24,8 @@ _FINAL = ("result_norm", "result_embd_pooled", "result_embd", "norm")
 _LAYERED = ("kq_soft_max", "ffn_inp", "sa_out", "cross_inp", "l_out")
 _ADDED = ("kqv_out", "ffn_out")
 """What parts of a block add, which differs from the change they make where a norm follows."""
+_MIDDLE_UNNAMED = ("phi3",)
+"""Graphs that give the state between attention and MLP no name; it is the one after the block less "ffn_out"."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Seen:
 
     length: int = 0
     """Tokens of the text."""
+    architecture: str = ""
+    """The GGUF file's."""
     has_unnamed: bool = False
     """Whether the states after blocks have no names; costs a look at every tensor."""
     has_source: bool = False
@@ -54,13 +58,13 @@ class Seen:
 
     def wants(self, name: str) -> bool:
         """Whether `take` is to have the tensor `name`."""
-        return self.is_listening and (self.has_unnamed or _is_known(name))
+        return self.is_listening and (self.has_unnamed or self._is_known(name))
 
     def take(self, name: str, values: States) -> None:
         """Remember what is needed of it; its axes are ggml's from the last to the first."""
         if self.has_unnamed:
             self._follow(name, values)
-        if _is_known(name) or (self.has_unnamed and name.partition("-")[0] in _ADDED):
+        if self._is_known(name) or (self.has_unnamed and name.partition("-")[0] in _ADDED):
             # (1, 1, tokens, hidden), or (1, heads, tokens, keys) of attention, among them places that are still free
             is_map = name.startswith("kq_soft_max")
             keys = None if self.has_source else self.length
@@ -109,6 +113,14 @@ class Seen:
         # T5's graph calls the last one by another name.
         return self.states("result_embd") if found is None and layer == self.layers - 1 else found
 
+    def between(self, layer: int) -> States | None:
+        """The state after a block's attention and before its MLP, (tokens, hidden)."""
+        found = self.states(f"ffn_inp-{layer}", f"sa_out-{layer}")
+        if found is None and self.architecture in _MIDDLE_UNNAMED:
+            after, added = self.after(layer), self.states(f"ffn_out-{layer}")
+            found = after - added if after is not None and added is not None else None
+        return found
+
     def embedded(self) -> States | None:
         """What the first block gets, (tokens, hidden)."""
         return self.states(*_EMBEDDED)
@@ -125,10 +137,10 @@ class Seen:
         wide = [np.pad(piece, ((0, 0), (0, 0), (0, self.length - piece.shape[-1]))) for piece in pieces]
         return np.concatenate(wide, axis=1)
 
-
-def _is_known(name: str) -> bool:
-    kind, _, layer = name.partition("-")
-    return name in _EMBEDDED or name in _FINAL or bool(layer.isdigit() and kind in _LAYERED)
+    def _is_known(self, name: str) -> bool:
+        kind, _, layer = name.partition("-")
+        layered = (*_LAYERED, "ffn_out") if self.architecture in _MIDDLE_UNNAMED else _LAYERED
+        return name in _EMBEDDED or name in _FINAL or bool(layer.isdigit() and kind in layered)
 
 
 def share(before: States | None, added: States | None) -> float | None:
