@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from edgetune.engine.encoder import Encoder
 from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.engine.protocol import LoraSpec
-from edgetune.engine.torch.encoder import TorchBackend, load_backend, read_task
+from edgetune.engine.torch.encoder import load_backend, read_task
+from edgetune.engine.torch.encoder_backend import TorchBackend
 from edgetune.engine.torch.loading import load_vocabulary
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink

@@ -31,7 +31,7 @@ from edgetune.parity.texts import PROBES, stress_texts
 from edgetune.parity.torch_model import TorchModel, parameter_count
 
 if TYPE_CHECKING:
-    from edgetune.engine.torch.encoder import TorchBackend
+    from edgetune.engine.torch.encoder_backend import TorchBackend
 
 TASK_KEY = "edgetune.task"
 LEAST_COSINE = 0.9999
