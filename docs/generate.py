@@ -6,7 +6,7 @@ A test compares them with that.
 from __future__ import annotations
 
 import re
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from edgetune.chat.commands import commands_page
 from edgetune.cli.attribute_docs import attribute_docs
 from edgetune.cli.main import VERBS, edgetune
 from edgetune.explain import page as explain_page
+from edgetune.explain.page import is_in_json
 
 PAGE = Path(__file__).with_name("cli.md")
 CHAT_PAGE = Path(__file__).with_name("chat.md")
@@ -42,7 +43,10 @@ def explain_json_page() -> str:
     """The fields of what `edgetune explain --json` prints, as Markdown."""
     intro = (
         "Made by `make docs` from the values themselves. `edgetune explain MODEL PROMPT --json` prints one "
-        "Explanation; numbers have six digits, attention three."
+        "Explanation; numbers have six digits.\n\nOf attention the JSON has what each head looks at most; "
+        "`--attention FILE` writes all of it, in float16 as an `.npz` that `numpy.load` reads. Its names are places in "
+        "the JSON: `runs.0.stacks.0.attention` is (blocks, heads, tokens that look, tokens looked at), and of a "
+        "decoder with a source `runs.0.stacks.1.cross_attention` (blocks, heads, tokens, source tokens)."
     )
     pages = ["# The JSON of `edgetune explain`\n", f"{intro}\n"]
     kinds = [one for one in vars(explain_page).values() if isinstance(one, type) and is_dataclass(one)]
@@ -50,7 +54,7 @@ def explain_json_page() -> str:
         docs = attribute_docs(kind)
         rows = [
             f"| `{name}` | {_json_type(str(annotation))} | {docs.get(name, '').replace('None', 'null')} |"
-            for name, annotation in kind.__annotations__.items()
+            for name, annotation in ((one.name, one.type) for one in fields(kind) if is_in_json(one))
         ]
         text = (kind.__doc__ or "").strip()
         pages.append(
@@ -61,12 +65,10 @@ def explain_json_page() -> str:
 
 def _json_type(annotation: str) -> str:
     """What a field's Python type is in JSON."""
-    text = annotation.replace("NDArray[np.float16] | None", "nested lists of numbers, or null")
-    text = text.replace("Mapping[str, float]", "object of numbers").replace("Mapping[str, Any]", "object")
+    text = annotation.replace("Mapping[str, float]", "object of numbers").replace("Mapping[str, Any]", "object")
     text = re.sub(r"Literal\[(.*)\]", lambda found: found[1].replace(", ", " or "), text)
-    text = text.replace("ModelKind", '"decoder" or "encoder" or "encoder-decoder"').replace(
-        "tuple[float, int]", "pairs of numbers"
-    )
+    text = text.replace("ModelKind", '"decoder" or "encoder" or "encoder-decoder"')
+    text = re.sub(r"tuple\[(float, int|int, float)\]", "pairs of numbers", text)
     while (shorter := re.sub(r"tuple\[([^\[\]]*), \.\.\.\]", r"list of \1", text)) != text:
         text = shorter
     for name, known in (

@@ -15,6 +15,7 @@ from edgetune.cli.sampling_options import sampling_options, take_sampling
 from edgetune.cli.terminal import read_stdin, valid_text
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Sink
+from edgetune.paths import whole_file
 
 if TYPE_CHECKING:
     from edgetune.explain.page import Explanation
@@ -34,7 +35,11 @@ _WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     help="What computes: auto is llama.cpp where it has a graph for the model, else torch.",
 )  # fmt: skip
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page to FILE.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, of attention what each head looks at most.")
+@click.option(
+    "--attention", "maps", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write all attention to FILE, as numpy's .npz.",
+)  # fmt: skip
 @click.option(
     "-t", "--threads", type=click.IntRange(min=0), default=0, show_default=True,
     help="CPU threads; 0 is the number of physical cores.",
@@ -50,6 +55,7 @@ def command(
     engine: str,
     html: Path | None,
     as_json: bool,
+    maps: Path | None,
     threads: int,
     force: bool,
     **options: Any,
@@ -76,19 +82,30 @@ def command(
     arguments = {"chat": as_chat, "system": system, "sampling": sampling, "steps": _STEPS if steps < 0 else steps}
     with show_progress() as sink:
         shown = _explain(_Asked(model, prompt, lora, threads, force, arguments), engine, sink)
+    if maps is not None:
+        _write_attention(maps, shown)
     if html is not None:
         from edgetune.explain.html import page
-        from edgetune.paths import whole_file
 
         with whole_file(html) as partial:
             partial.write_text(page(shown), encoding="utf-8")
         say(f"Written: {html}")
     if as_json:
         click.echo(json.dumps(shown.record(), ensure_ascii=False))
-    elif html is None:
+    elif html is None and maps is None:
         from edgetune.cli.explain_page import print_page
 
         print_page(shown)
+
+
+def _write_attention(path: Path, shown: Explanation) -> None:
+    import numpy as np
+
+    if not (maps := shown.attention_maps()):
+        raise UnsupportedError(f"{shown.engine} does not tell this model's attention.", hint="Leave out --attention.")
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **maps)
+    say(f"Written: {path}")
 
 
 @dataclass(frozen=True)

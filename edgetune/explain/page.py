@@ -1,13 +1,14 @@
 """What an explanation says: a prompt's way through a model, as values that any front end can show.
 
 Six steps: the prompt, its tokens, their embeddings, the blocks, the head, and the choice of the next token, which is
-where the loop begins again. `record` is the JSON. Nothing here runs a model.
+where the loop begins again. `record` is the JSON, which has what heads look at most: all their attention goes with the
+square of the tokens. Nothing here runs a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from edgetune.explain.spelling import named
 
 ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
+
+_NOT_IN_JSON = {"json": False}
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,16 @@ class Lensed:
 
 
 @dataclass(frozen=True)
+class HeadRun:
+    """Where one head of a block looks from the last position, or from the gap."""
+
+    entropy: float
+    """Of its shares, in nats: 0 where it looks at one token alone."""
+    looks_at: tuple[tuple[int, float], ...]
+    """The few tokens it looks at most, best first: (index, share)."""
+
+
+@dataclass(frozen=True)
 class BlockRun:
     """What one block did, at the last position unless it says otherwise."""
 
@@ -150,6 +163,10 @@ class BlockRun:
     """How much the last position looks at each token, the mean over heads."""
     attends_across: tuple[float, ...] = ()
     """Of a decoder: how much it looks at each token of the source."""
+    heads: tuple[HeadRun, ...] = ()
+    """Empty where the engine does not tell."""
+    heads_across: tuple[HeadRun, ...] = ()
+    """Of a decoder: the same heads' attention to the source."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +176,9 @@ class StackRun:
     name: str
     tokens: tuple[Token, ...]
     blocks: tuple[BlockRun, ...]
-    attention: NDArray[np.float16] | None = field(default=None, repr=False)
+    attention: NDArray[np.float16] | None = field(default=None, repr=False, metadata=_NOT_IN_JSON)
     """(blocks, heads, tokens, tokens); None where the engine does not tell."""
-    cross_attention: NDArray[np.float16] | None = field(default=None, repr=False)
+    cross_attention: NDArray[np.float16] | None = field(default=None, repr=False, metadata=_NOT_IN_JSON)
     """(blocks, heads, tokens, source tokens)"""
 
 
@@ -256,18 +273,33 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As JSON-ready values; attention maps as nested lists, rounded, and bytes that are no text as "<0xE2>"."""
-        values: dict[str, Any] = _plain(asdict(self))
+        """As JSON-ready values, without the attention maps; bytes that are no text as "<0xE2>"."""
+        values: dict[str, Any] = _plain(self)
         return values
+
+    def attention_maps(self) -> dict[str, Any]:
+        """All attention, float16, by place in `record`: "runs.0.stacks.1.attention"; empty where it is not told."""
+        return {
+            f"runs.{number}.stacks.{place}.{name}": maps
+            for number, run in enumerate(self.runs)
+            for place, stack in enumerate(run.stacks)
+            for name, maps in (("attention", stack.attention), ("cross_attention", stack.cross_attention))
+            if maps is not None
+        }
+
+
+def is_in_json(one: Field[Any]) -> bool:
+    """Whether `record` has the field of a value of this module."""
+    return bool(one.metadata.get("json", True))
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value) if is_in_json(one)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return np.round(value.astype(np.float64), 4).tolist()
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}")
     if isinstance(value, str):

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from edgetune.engine.protocol import LoraSpec
 from edgetune.errors import UsageError
-from edgetune.explain.page import BlockRun, Lensed, Run, Step, Token
+from edgetune.explain.page import BlockRun, HeadRun, Lensed, Run, Step, Token
 from edgetune.explain.seen import Maps, Seen, share
 from edgetune.explain.spelling import completed
 
 MOST_TOKENS = 512
 """A longer prompt is refused: nobody looks at that many, and attention takes their square in memory."""
 
+_MOST_SOURCES = 5
+"""Tokens a head looks at most that are told one by one."""
 _MOST_GUESSED, _FEWEST_GUESSED = 64, 16
 _MOST_PRODUCTS = 10**11
 """Multiplications that the guesses after all blocks may cost: some seconds on a small machine."""
@@ -132,6 +134,8 @@ def block_runs(
                 is_normed=shares.is_normed,
                 attends_to=_mean_row(looks, position),
                 attends_across=_mean_row(looks_across, -1),
+                heads=_head_runs(looks, position),
+                heads_across=_head_runs(looks_across, -1),
                 lens=guesses[layer] if guesses else Lensed(),
             )
         )
@@ -162,6 +166,19 @@ def _change(before: States | None, after: States | None) -> States | None:
 def _mean_row(maps: Maps | None, position: int) -> tuple[float, ...]:
     """The mean over heads of what one position looks at."""
     return tuple(maps[:, position].astype(np.float32).mean(0).tolist()) if maps is not None else ()
+
+
+def _head_runs(maps: Maps | None, position: int) -> tuple[HeadRun, ...]:
+    """What one position looks at by every head."""
+    if maps is None:
+        return ()
+    shares = maps[:, position].astype(np.float32)  # (heads, tokens)
+    entropies = -(shares * np.log(np.maximum(shares, 1e-30))).sum(-1)
+    best = np.argsort(-shares, axis=-1, kind="stable")[:, :_MOST_SOURCES]
+    return tuple(
+        HeadRun(max(0.0, entropy), tuple((token, float(row[token])) for token in tokens))
+        for row, entropy, tokens in zip(shares, entropies.tolist(), best.tolist(), strict=True)
+    )
 
 
 def stacked(maps: Sequence[Maps | None]) -> Maps | None:
