@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from edgetune.engine import open_encoder, workers
 from edgetune.engine.encoder import Encoder
+from edgetune.engine.torch.encoder import load_backend
 from edgetune.export import export_base
 from tests.encoders import LABELS, furthest, write_encoder
 
@@ -76,10 +78,10 @@ class Crew:
     most_texts: int = 10
     pads: bool = False
     workers: int = 4
-    cores: list[tuple[bool, int]] = field(default_factory=list)
+    shares: list[tuple[bool, int]] = field(default_factory=list)
 
-    def use_cores(self, count: int) -> None:
-        self.cores.append((threading.current_thread() is threading.main_thread(), count))
+    def share(self, workers: int) -> Callable[[], object]:
+        return lambda: self.shares.append((threading.current_thread() is threading.main_thread(), workers))
 
 
 def test_every_text_is_in_one_batch_and_the_longest_are_first() -> None:
@@ -101,14 +103,35 @@ def test_very_long_texts_have_all_cores() -> None:
     assert at_work[:2] == [(True, True), (True, True)]
     assert at_work[2:]
     assert not any(is_main for _, is_main in at_work[2:])
-    assert (False, 1) in crew.cores
-    assert crew.cores[-1] == (True, 0)
+    assert (False, 4) in crew.shares
+    assert crew.shares[-1] == (True, 1)
+
+
+def test_cores_of_torch_are_shared_out_evenly(checkpoint: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        backend, _ = load_backend(checkpoint, dtype="f32", device="cpu")
+        torch.set_num_threads(6)
+        together = threading.Barrier(2)
+
+        def begin() -> int:
+            together.wait()
+            return torch.get_num_threads()
+
+        with ThreadPoolExecutor(2, initializer=backend.share(2)) as pool:
+            assert [one.result() for one in (pool.submit(begin), pool.submit(begin))] == [3, 3]
+        backend.share(1)()
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_few_batches_share_the_cores_between_them() -> None:
     crew = Crew(workers=8)
     list(workers.run([128, 128], lambda places: None, crew))
-    assert {count for is_main, count in crew.cores if not is_main} == {4}
+    assert {workers for is_main, workers in crew.shares if not is_main} == {2}
 
 
 def test_one_that_fails_ends_the_others() -> None:
@@ -122,4 +145,4 @@ def test_one_that_fails_ends_the_others() -> None:
     with pytest.raises(ValueError, match="broken"):
         list(workers.run([150] * 100, compute, crew))
     assert len(begun) < 100
-    assert crew.cores[-1] == (True, 0)
+    assert crew.shares[-1] == (True, 1)

@@ -8,7 +8,7 @@ from the states below their vocabulary head.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ from edgetune.engine.tokenizer import GgufTokenizer, check_is_model, load_header
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.gguf_header import GgufHeader, read_gguf_header
 from edgetune.gguf_tensors import GgufTensors
-from edgetune.hardware import physical_cores
+from edgetune.hardware import available_memory, physical_cores
 from edgetune.head import LLAMA_POOLINGS, Array, Head, Pooling, pool, read_head
 from edgetune.sentence_modules import read_prompting
 
 _BATCH_TOKENS = 256
 """Measured best on CPU cores with texts of 5 to 250 tokens."""
+_CONTEXTS_BYTES = 512 << 20
+"""What the contexts that compute at the same time may take, and of free memory no more than an eighth."""
 _LONGEST_DECODER_TEXT = 8192
 """A decoder's context is often far longer than memory for one evaluation of it."""
 
@@ -73,7 +75,8 @@ class LlamaBackend:
         self.profile = profile
         """What the model is for."""
         # A decoder's context is large, and its matrices wide enough to keep all cores at work.
-        self.workers = 1 if self._is_decoder or on_gpu or tap is not None else self._threads
+        is_alone = self._is_decoder or on_gpu or tap is not None
+        self.workers = 1 if is_alone else min(self._threads, _contexts_that_fit(model))
         """How many batches are best computed at once."""
 
     def set_adapters(self, adapters: Sequence[LoraSpec]) -> None:
@@ -91,9 +94,9 @@ class LlamaBackend:
         assert head is not None
         return head.apply(self.pool(batch, head.pooling or self.profile.pooling))
 
-    def use_cores(self, count: int) -> None:
-        """Let what the calling thread asks for take so many cores from now on; 0 are all there are."""
-        self._thread.cores = count
+    def share(self, workers: int) -> Callable[[], object]:
+        """What a thread calls to have its share of this one's cores, as one of so many workers."""
+        return partial(setattr, self._thread, "cores", max(1, self._threads // workers))
 
     def close(self) -> None:
         """Free the model."""
@@ -109,7 +112,7 @@ class LlamaBackend:
             raise UsageError(f"{self.profile.path} was closed.", hint="Open it again.")
         tables = self._tables if self._tables and self._tables.tells_types else None
         vectors = tables.vectors(batch) if tables and any(one.types for one in batch) else None
-        cores = getattr(self._thread, "cores", 0) or self._threads
+        cores = getattr(self._thread, "cores", self._threads)
         try:
             context = self._idle.pop()
         except IndexError:
@@ -118,6 +121,12 @@ class LlamaBackend:
             return context.states(batch, vectors, adapters=self._adapters, key=self._adapter_key, threads=cores)
         finally:
             self._idle.append(context)
+
+
+def _contexts_that_fit(model: Any) -> int:
+    """llama.cpp keeps room for logits of every token of a batch, although an encoder has none."""
+    logits: int = 4 * _BATCH_TOKENS * lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    return max(1, min(_CONTEXTS_BYTES, available_memory() // 8) // logits)
 
 
 class _Tables:

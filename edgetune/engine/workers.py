@@ -43,8 +43,8 @@ class Crew(Protocol):
     def workers(self) -> int:
         """How many batches are best computed at the same time, each from a thread of its own."""
 
-    def use_cores(self, count: int) -> None:
-        """Let what the calling thread asks for take so many cores from now on; 0 are all there are."""
+    def share(self, workers: int) -> Callable[[], object]:
+        """What a thread calls to have its share of this one's cores, as one of so many workers."""
 
 
 def run(
@@ -63,12 +63,12 @@ def run(
     if workers <= 1:
         yield from ((group, compute(group)) for group in shared)
         return
-    with ThreadPoolExecutor(workers, initializer=crew.use_cores, initargs=(crew.workers // workers,)) as pool:
+    with ThreadPoolExecutor(workers, initializer=crew.share(workers)) as pool:
         try:
             yield from zip(shared, pool.map(compute, shared), strict=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            crew.use_cores(0)
+            crew.share(1)()
 
 
 def _share_out(lengths: Sequence[int], crew: Crew) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,12 @@ class TorchBackend:
                 return np.asarray(logits.float().cpu().numpy(), np.float32)
             return np.asarray(self._model(**self.inputs(batch)).logits.float().cpu().numpy(), np.float32)
 
-    def use_cores(self, count: int) -> None:
-        """Let what the calling thread asks for take so many cores from now on; 0 are all there are."""
+    def share(self, workers: int) -> Callable[[], object]:
+        """What a thread calls to have its share of this one's cores, as one of so many workers."""
         import torch
 
-        # A thread keeps its own number; new ones take the last that was set, wherever.
-        if self._device.type == "cpu":
-            torch.set_num_threads(count or torch.get_num_threads())
+        # A thread keeps its own number; new ones begin with the last that was set, wherever.
+        return partial(torch.set_num_threads, max(1, torch.get_num_threads() // workers))
 
     def close(self) -> None:
         """Let go of the model."""
