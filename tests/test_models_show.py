@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.artifacts import RUN_RECORD, Fingerprint, Run
-from edgetune.cli.models import command
+from edgetune.cli.models import _types, command
 from edgetune.export import export_base
+from edgetune.library.describe import describe
 from edgetune.library.sizes import Sizes, sizes_from_config
 from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf, checkpoint
@@ -52,6 +54,32 @@ def test_longer_contexts_up_to_the_models_own() -> None:
     assert Sizes(context=4096).memory(100, keeps_cache=True) == {}
 
 
+def test_layers_with_a_window_keep_no_more_than_llama_cpp_does() -> None:
+    # llama.cpp's own log: 16,384 cells for the whole text and 768 for windows of 64.
+    shape = {"num_hidden_layers": 7, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2}
+    config = {"model_type": "gemma3_text", **shape, "head_dim": 64, "max_position_embeddings": 16384}
+    sizes = sizes_from_config({**config, "sliding_window": 64})
+    assert (sizes.window, sizes.windowed_layers) == (64, 6)
+    assert sizes.memory(0, keeps_cache=True)[16384] == (8 << 20) + (9 << 18)
+    assert sizes.memory(0, keeps_cache=True)[512] == 7 << 18
+    assert sizes_from_config({**config, "model_type": "mistral", "sliding_window": 64}).window is None
+
+
+def test_a_mixture_of_experts_says_how_many_work() -> None:
+    for path in (checkpoint("qwen3-moe"), base_gguf("qwen3-moe")):
+        shown = show(path)
+        assert (shown["experts"], shown["experts_used"], shown["expert_size"]) == (4, 2, 256)
+    text = CliRunner().invoke(command, ["show", str(checkpoint("mixtral"))]).stdout
+    assert "4, 2 for each token" in text
+
+
+def test_a_type_of_few_parameters_is_not_none_at_all() -> None:
+    text = CliRunner().invoke(command, ["show", str(base_gguf("llama3-rope"))]).stdout
+    assert "F32: F32 100%" in text
+    base = checkpoint("qwen3-moe")
+    assert "F32 <1%" in _types(replace(describe(base), types={"F16": 9_999, "F32": 1}, parameters=10_000))
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -70,6 +98,18 @@ def test_longer_contexts_up_to_the_models_own() -> None:
         (
             {"text_config": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}},
             Sizes(layers=2, hidden_size=64, heads=4, kv_heads=4, head_size=32),
+        ),
+        (
+            {
+                "is_encoder_decoder": True,
+                "encoder": {"num_hidden_layers": 3, "hidden_size": 64},
+                "decoder": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4},
+            },
+            Sizes(layers=3, decoder_layers=2, hidden_size=64, heads=4, kv_heads=4, head_size=16),
+        ),
+        (
+            {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_inner": None},
+            Sizes(layers=2, hidden_size=64, feed_forward_size=256, heads=4, kv_heads=4, head_size=16),
         ),
         ({}, Sizes()),
     ],

@@ -127,9 +127,11 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("layers", f"{sizes.layers} + {sizes.decoder_layers} in the decoder" if sizes.decoder_layers else layers),
         ("hidden size", _number(sizes.hidden_size)),
         ("feed-forward", _number(sizes.feed_forward_size)),
+        ("experts", _experts(sizes)),
         ("heads", heads),
         ("head size", _number(sizes.head_size)),
         ("context", _number(sizes.context)),
+        ("window", f"{sizes.window:,} tokens in {sizes.windowed_layers} layers" if sizes.window else ""),
         ("vocabulary", _number(sizes.vocabulary)),
         ("types", _types(description)),
         ("size", amount(description.bytes, "bytes")),
@@ -166,11 +168,23 @@ def _memory(description: library.Description) -> str:
     return ", ".join(f"{amount(size, 'bytes')} with {length:,} tokens" for length, size in description.memory.items())
 
 
+def _experts(sizes: library.Sizes) -> str:
+    if not sizes.experts:
+        return ""
+    used = f", {sizes.experts_used} for each token" if sizes.experts_used else ""
+    return f"{sizes.experts}{used}" + (f"; feed-forward {sizes.expert_size:,} each" if sizes.expert_size else "")
+
+
 def _types(description: library.Description) -> str:
     shares = ", ".join(
-        f"{name} {count / max(description.parameters, 1):.0%}" for name, count in description.types.items()
+        f"{name} {_share(count / max(description.parameters, 1))}" for name, count in description.types.items()
     )
     return f"{description.file_type}: {shares}" if description.file_type else shares
+
+
+def _share(share: float) -> str:
+    """A type's part of the parameters; none is "0%" or hides another behind "100%"."""
+    return "<1%" if share < 0.005 else ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
 def _fingerprint(fingerprint: Fingerprint) -> str:

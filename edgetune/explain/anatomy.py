@@ -12,6 +12,7 @@ from edgetune.explain.page import Anatomy, ModelKind, Part, Stack
 from edgetune.explain.rope import read_rope
 from edgetune.gguf_header import GgufHeader, TensorInfo, gguf_from_header, read_gguf_header
 from edgetune.head import read_head
+from edgetune.parameters import gguf_parameters
 
 KINDS: dict[str, ModelKind] = {
     "bert": "encoder", "modern-bert": "encoder", "nomic-bert": "encoder", "neo-bert": "encoder", "t5encoder": "encoder",
@@ -75,7 +76,7 @@ def read_anatomy(path: Path, *, positions: int = 0, adapters: Sequence[Path] = (
         path=path,
         architecture=header.architecture,
         kind=kind,
-        parameters=sum(prod(tensor.shape) for tensor in header.tensors),
+        parameters=gguf_parameters(header).total(),
         context=header.number("context_length") or 0,
         vocabulary=header.array_length("tokenizer.ggml.tokens") or header.number("vocab_size") or 0,
         file_type=gguf.file_type,

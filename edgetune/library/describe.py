@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from edgetune.gguf_header import GgufHeader, gguf_from_header, read_gguf_header
 from edgetune.library.duty import Duty, duty_of_checkpoint, duty_of_gguf, duty_of_run
 from edgetune.library.index import Kind, classify, entry_name
 from edgetune.library.sizes import Sizes, sizes_from_config, sizes_from_gguf
+from edgetune.parameters import checkpoint_parameters, gguf_parameters
 
 _WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of architectures that write text, and keep keys and values of what is written."""
@@ -40,11 +39,11 @@ class Description:
     kind: Kind
     architecture: str
     parameters: int
-    """Numbers in all tensors together; of an adapter, in the adapter."""
+    """As transformers counts them, without buffers; of an adapter, in the adapter."""
     bytes: int
     """On disk, the weights alone for a directory."""
     types: Mapping[str, int]
-    """Tensor type → numbers stored in it."""
+    """Tensor type → parameters stored in it."""
     sizes: Sizes = field(default_factory=Sizes)
     duty: Duty = field(default_factory=Duty)
     file_type: str = ""
@@ -116,9 +115,7 @@ def _describe_gguf(header: GgufHeader) -> Description:
     weights = sum(tensor.nbytes for tensor in header.tensors)
     has_template = "tokenizer.chat_template" in header.metadata
     has_duty = gguf.kind == "model" or "edgetune.task" in header.metadata
-    types: Counter[str] = Counter()
-    for tensor in header.tensors:
-        types[tensor.type] += prod(tensor.shape)
+    types = gguf_parameters(header)
     return Description(
         name=entry_name(gguf.path, gguf.kind),
         path=gguf.path,
@@ -175,7 +172,8 @@ def _describe_checkpoint(model_dir: Path) -> Description:
     config = read_config(model_dir)
     sizes, has_template = sizes_from_config(config), read_chat_template(model_dir) is not None
     architecture = checkpoint_architecture(model_dir)
-    types, size = _safetensors_types(safetensors_files(model_dir))
+    tensors, size = _safetensors(safetensors_files(model_dir))
+    types = checkpoint_parameters(tensors, config)
     return Description(
         name=entry_name(model_dir.resolve(), "checkpoint"),
         path=model_dir,
@@ -183,7 +181,7 @@ def _describe_checkpoint(model_dir: Path) -> Description:
         architecture=architecture,
         parameters=sum(types.values()),
         bytes=size,
-        types=types,
+        types=dict(types.most_common()),
         sizes=sizes,
         duty=duty_of_checkpoint(model_dir, transformer_dir(model_dir), config, writes=_writes(has_template)),
         has_template=has_template,
@@ -198,7 +196,8 @@ def _describe_checkpoint(model_dir: Path) -> Description:
 def _describe_run(run_dir: Path) -> Description:
     run = Run.load(run_dir) if (run_dir / RUN_RECORD).is_file() else None
     files = [path for path in [run_dir / "adapter_model.safetensors"] if path.is_file()]
-    types, size = _safetensors_types(files)
+    tensors, size = _safetensors(files)
+    types = checkpoint_parameters(tensors, {})
     return Description(
         name=entry_name(run_dir.resolve(), "run"),
         path=run_dir,
@@ -206,7 +205,7 @@ def _describe_run(run_dir: Path) -> Description:
         architecture=run.method if run else "",
         parameters=sum(types.values()),
         bytes=size,
-        types=types,
+        types=dict(types.most_common()),
         duty=duty_of_run(run) if run else Duty(),
         has_template=read_chat_template(run_dir) is not None,
         base_name=run.base_name if run else "",
@@ -242,10 +241,9 @@ def _card_licence(model_dir: Path) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _safetensors_types(files: list[Path]) -> tuple[dict[str, int], int]:
-    types: Counter[str] = Counter()
+def _safetensors(files: list[Path]) -> tuple[dict[str, dict[str, Any]], int]:
+    """The tensors of all files by name, and how many bytes the files take."""
+    tensors: dict[str, dict[str, Any]] = {}
     for path in files:
-        header, _ = read_safetensors_header(path)
-        for entry in header.values():
-            types[str(entry["dtype"])] += prod(entry["shape"])
-    return dict(types.most_common()), sum(path.stat().st_size for path in files)
+        tensors |= read_safetensors_header(path)[0]
+    return tensors, sum(path.stat().st_size for path in files)
