@@ -42,7 +42,12 @@ def whole_file(path: Path, *, expected_bytes: int = 0) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it.
 
     `expected_bytes` is checked against the free space first; `ResourceError` if it does not fit or the disk fills up.
+    A link stays one: what it leads to is replaced. A device or a pipe cannot be, and is yielded itself.
     """
+    if _is_special(path):
+        yield path
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     partial = hidden_path(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +123,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def check_replaceable(path: Path) -> None:
     """Raise `UsageError` when writing a GGUF to `path` would replace a file that is none, e.g. safetensors."""
+    if _is_special(path):
+        raise UsageError(f"{path} is a device or a pipe, which holds no GGUF file.", hint="Name an output file.")
     if path.suffix.lower() == ".gguf" or not path.is_file():
         return
     with path.open("rb") as file:
@@ -140,6 +147,11 @@ def bytes_text(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {name}"
     return f"{count:.0f} B"
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something at `path` that is neither a file nor a directory."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _node() -> str:

@@ -47,6 +47,32 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert left_over(path.parent) == ["file.bin"]
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link.bin"
+    link.symlink_to(tmp_path / "elsewhere" / "file.bin")
+    with whole_file(link) as partial:
+        partial.write_bytes(b"new")
+    assert link.is_symlink()
+    assert (tmp_path / "elsewhere" / "file.bin").read_bytes() == b"new"
+    assert left_over(tmp_path / "elsewhere") == ["file.bin"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with whole_file(pipe) as partial:
+        partial.write_bytes(b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    with pytest.raises(UsageError, match=r"pipe is a device or a pipe"):
+        check_replaceable(pipe)
+    assert pipe.is_fifo()
+    assert left_over(tmp_path) == ["pipe"]
+
+
 def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
