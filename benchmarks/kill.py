@@ -5,9 +5,9 @@
 Every trial trains a small base with `edgetune train`, in a process of its own that is killed at a random moment; every
 second trial before a random change of a file (of the run, or of the cache of tokens) instead, so that the short moments
 of writing are met. The run that goes on is killed again, and then resumed until it is done. `--at MOMENT` kills at a
-named moment instead. Where a case has several processes, one of them is killed, and the others are ended as torchrun
-ends them. Exits with 1 where what is left (weights, moments, random states, log, record, files) is not what a run left
-alone leaves, or where somebody was shown a traceback.
+named moment instead, one run at all that are named, one after the other. Where a case has several processes, one of
+them is killed, and the others are ended as torchrun ends them. Exits with 1 where what is left (weights, moments,
+random states, log, record, files) is not what a run left alone leaves, or where somebody was shown a traceback.
 
 Processes are forked from one that has imported everything and computed nothing. The power is not cut: what the disk has
 not written by then is not tried.
@@ -253,27 +253,36 @@ def measure(alone: Trial) -> tuple[dict[str, Any], float, int]:
     return alone.left(), seconds, len(counts.read_text().splitlines())
 
 
+def kill_at(trial: Trial, moments: Sequence[str]) -> tuple[str, str]:
+    """Begin, and kill at each of `moments` in turn; what was done, and what went wrong, if anything."""
+    told: list[str] = []
+    for moment in moments:
+        pids = trial.start(at_named(MOMENTS[moment]))
+        (code,) = _wait(pids[:1])
+        _end_others(pids[1:])
+        if code != -signal.SIGKILL:
+            return "; ".join(told), f"not killed at the moment {moment}: exit code {code}"
+        told.append(f"{moment}, {_place(trial)}")
+    return "; ".join(told), ""
+
+
 def run_case(trial: Trial, *, count: int, seed: int, moments: Sequence[str]) -> int:
     """Trials like `trial`, in directories below its own; how many went well."""
     wanted, seconds, changes = measure(replace(trial, directory=trial.directory / "alone"))
     print(f"left alone: {seconds:.1f} s, {changes} changes of files", flush=True)
     draw, good = random.Random(f"{seed} {trial.directory.name}"), 0
-    for number in range(len(moments) or count):
+    for number in range(1 if moments else count):
         tried = replace(trial, directory=trial.directory / str(number))
         if moments:
-            pids = tried.start(at_named(MOMENTS[moments[number]]))
-            (code,) = _wait(pids[:1])
-            _end_others(pids[1:])
-            told = [f"{moments[number]}, {_place(tried)}" if code == -signal.SIGKILL else f"not killed ({code})"]
-            wrong = "" if code == -signal.SIGKILL else "the moment did not come"
+            done, wrong = kill_at(tried, moments)
         else:
             options: dict[str, Any] = {"seconds": seconds, "changes": changes, "by_change": bool(number % 2)}
-            told, wrong = [kill_randomly(tried, draw, **options)], ""
+            done, wrong = kill_randomly(tried, draw, **options), ""
             if not tried.is_finished:
-                told.append(kill_randomly(tried, draw, **options))
+                done += f"; {kill_randomly(tried, draw, **options)}"
         wrong = wrong or tried.finish() or _differences(tried.left(), wanted)
         good += not wrong
-        print(f"{number + 1}: killed {'; '.join(told)} → {wrong or 'same'}", flush=True)
+        print(f"{number + 1}: killed {done} → {wrong or 'same'}", flush=True)
         shutil.rmtree(tried.directory)
     return good
 
@@ -290,14 +299,16 @@ def _import_once() -> None:
     require_bitsandbytes()
 
 
-def main() -> None:
-    """Try the cases; exit with 1 when one trial ended otherwise."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Try the cases that the command line, or `words`, names; 1 when one trial ended otherwise."""
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", metavar="CASE", default=["lora"], help=f"all, {', '.join(CASES)}")
     parser.add_argument("-n", type=int, default=30, help="trials of each case [30]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--at", nargs="+", choices=MOMENTS, default=[], help="kill at these moments instead")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--at", nargs="+", choices=MOMENTS, default=[], help="kill one run at these moments, in this order, instead"
+    )
+    given = parser.parse_args(words)
     _import_once()
 
     good, names = 0, list(CASES) if given.cases == ["all"] else given.cases
@@ -306,14 +317,14 @@ def main() -> None:
             directory = Path(scratch, name)
             print(f"== {name}", flush=True)
             # In a process of its own: what has computed anything must not be forked.
-            with get_context("spawn").Pool(1) as pool:
-                words = pool.apply(make_case, (name, directory))
-            trial = Trial(words, directory, CASES[name].processes)
+            with get_context("fork").Pool(1) as pool:
+                command = pool.apply(make_case, (name, directory))
+            trial = Trial(command, directory, CASES[name].processes)
             good += run_case(trial, count=given.n, seed=given.seed, moments=given.at)
-    wanted = len(names) * (len(given.at) or given.n)
+    wanted = len(names) * (1 if given.at else given.n)
     print(f"{good} of {wanted} came to what a run left alone leaves")
-    raise SystemExit(good != wanted)
+    return int(good != wanted)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from edgetune.artifacts import Run
 from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings, resume, train
+from tests.forks import fork, train_and_die, wait
 from tests.task_models import write_model, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -258,17 +257,8 @@ def test_a_killed_run_resumes_to_the_very_same_adapter(
 ) -> None:
     settings = told(task, family, **{"steps": 9, "dropout": 0.2, "save_every": 3, "lr": 2e-2, **options})
     whole = train(replace(settings, out=str(tmp_path / "whole")))
-    code = (
-        "import json, os, signal, sys; from edgetune.events import Metrics; from edgetune.training import *\n"
-        "def sink(event):\n"
-        "    if isinstance(event, Metrics) and event.split == 'train' and event.step == 8:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(TrainSettings.from_record(json.loads(sys.argv[1])), sink=sink)\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, json.dumps(settings.record())], capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    log = tmp_path / "log"
+    assert wait(fork(train_and_die, settings.record(), 8, log=log)) == -signal.SIGKILL, log.read_text()
     resumed = resume(Path(settings.out))
     assert adapter_bytes(resumed.path) == adapter_bytes(whole.path)
     for name in ("valid", "valid_before", "best", "valid_loss"):

@@ -5,85 +5,89 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgetune.artifacts import Run
+from edgetune.training import TrainSettings, resume, train
 from edgetune.training.checkpoint import list_checkpoints, remove_leftovers
 from tests.checkpoints import write_checkpoint
+from tests.forks import fork, train_and_die, wait
 from tests.task_models import write_rows
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("fox", "dog", "quick", "brown", "lazy", "over", "the", "jumps")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_a_kill_at_any_moment_changes_nothing() -> None:
-    moments = ["start", "cache", "step", "checkpoint", "export", "report"]
-    places = ["before the run", "before the run", *["checkpoint 2"] * 2, *["checkpoint 8"] * 2]
-    lines = kill("lora", "--at", *moments)
-    for number, (moment, place) in enumerate(zip(moments, places, strict=True), 1):
-        assert f"{number}: killed {moment}, {place} → same" in lines
-    assert lines[-1] == "6 of 6 came to what a run left alone leaves"
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_a_kill_of_one_of_two_processes_ends_both_and_changes_nothing() -> None:
-    lines = kill("ddp", "--at", "step")
-    assert "1: killed step, checkpoint 2 → same" in lines
+def test_a_kill_at_any_moment_changes_nothing(tmp_path: Path) -> None:
+    # One run, killed again and again: behind the first two moments it begins anew, behind the others it goes on.
+    killed = (
+        "cache, before the run; start, before the run; step, checkpoint 2; checkpoint, checkpoint 2; "
+        "export, checkpoint 8; report, checkpoint 8"
+    )
+    moments = [part.partition(",")[0] for part in killed.split("; ")]
+    assert f"1: killed {killed} → same" in kill(tmp_path, "lora", "--at", *moments)
 
 
-def kill(*words: str) -> list[str]:
+@pytest.mark.slow
+def test_a_kill_of_one_of_two_processes_ends_both_and_changes_nothing(tmp_path: Path) -> None:
+    assert "1: killed step, checkpoint 2 → same" in kill(tmp_path, "ddp", "--at", "step")
+
+
+def kill(directory: Path, *words: str) -> list[str]:
     """What the benchmark prints that kills runs and compares what they come to."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kill", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    code = wait(fork(kill_runs, words, log=directory / "log"))
+    printed = (directory / "log").read_text(encoding="utf-8")
+    assert code == 0, printed
+    return printed.splitlines()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes are stopped by a signal")
-def test_a_process_that_sleeps_in_the_middle_goes_on(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "tiny", "llama")
+def kill_runs(words: Sequence[str]) -> int:
+    from benchmarks.kill import main
+
+    return main(words)
+
+
+@pytest.mark.slow
+def test_a_run_that_slept_and_was_killed_comes_to_the_very_same_adapter(tmp_path: Path) -> None:
+    import psutil
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    base = write_checkpoint(tmp_path / "tiny", "llama", overrides=sizes)
     rows = [{"prompt": word, "completion": f" {word}!"} for word in WORDS]
     data = write_rows(tmp_path / "data", {"train": rows, "valid": rows[::4]})
-    left = {}
-    for name, sleeps in (("awake", False), ("asleep", True)):
-        code = SLEEPER if sleeps else "import sys; from edgetune.cli.main import run; sys.exit(run(sys.argv[1:]))"
-        words = ["train", "-m", str(base), "-d", str(data), "--steps", "4", "--save-every", "1", "--device", "cpu"]
-        command = [sys.executable, "-W", "ignore", "-c", code, *words, "-o", str(tmp_path / name)]
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-        if sleeps:
-            _, status = os.waitpid(process.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status)
-            assert [path.name for path in list_checkpoints(tmp_path / name)] == ["checkpoint-1", "checkpoint-2"]
-            assert not (tmp_path / name / "adapter_model.safetensors").exists()
-            os.kill(process.pid, signal.SIGCONT)
-        assert process.wait() == 0
-        left[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
-    assert left["asleep"] == left["awake"]
+    told = TrainSettings(
+        model=str(base), data=(str(data),), out=str(tmp_path / "run"), steps=9, dropout=0.2, grad_accum=2, save_every=3
+    )
+    whole = train(replace(told, out=str(tmp_path / "whole")))
 
+    run_dir = tmp_path / "run"
+    process = fork(train_and_die, told.record(), 8, 5, log=tmp_path / "log")
+    assert process.pid is not None
+    sleeper = psutil.Process(process.pid)
+    while (status := sleeper.status()) != psutil.STATUS_STOPPED:
+        assert status != psutil.STATUS_ZOMBIE, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    assert [path.name for path in list_checkpoints(run_dir)] == ["checkpoint-3"]
+    sleeper.send_signal(signal.SIGCONT)
+    assert wait(process) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not Run.load(run_dir).finished
+    assert [path.name for path in list_checkpoints(run_dir)] == ["checkpoint-3", "checkpoint-6"]
 
-SLEEPER = """
-import os, signal, sys
-from edgetune.cli.main import run
-from edgetune.training.loop import Loop
-
-take_step = Loop.take_step
-
-def take_or_sleep(self):
-    if self.position.step == 2:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    take_step(self)
-
-Loop.take_step = take_or_sleep
-sys.exit(run(sys.argv[1:]))
-"""
-"""Trains, and stops as a laptop does that is shut, before its third step."""
+    resumed = resume(run_dir)
+    name = "adapter_model.safetensors"
+    assert (run_dir / name).read_bytes() == (whole.path / name).read_bytes()
+    assert resumed.metrics["train_loss"] == whole.metrics["train_loss"]
+    assert resumed.metrics["tokens"] == whole.metrics["tokens"]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 10))
 
 
 def test_leftovers_of_a_killed_process_are_removed_from_a_run(tmp_path: Path) -> None:

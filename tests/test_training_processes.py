@@ -1,13 +1,13 @@
-"""Two processes on one machine, as torchrun starts them, against one: the same losses, files written once, resuming."""
+"""Two processes on one machine, from torchrun or started as by it, against one: the same losses, files written once."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from edgetune.cli.main import run as edgetune
 from edgetune.training.processes import World, join_processes, launcher_splits
 from tests.checkpoints import write_checkpoint
+from tests.forks import launch
 from tests.task_models import write_model, write_rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.skipif(sys.platform == "win32", reason="no gloo")]
@@ -35,14 +36,10 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["train", "-m", str(base), "-d", str(data), *flags]
 
 
-def launch(
-    words: list[str], *, processes: int = 2, program: Sequence[str] = ("-m", "edgetune")
-) -> subprocess.CompletedProcess[str]:
-    """`words` under torchrun, on this machine alone."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *program, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+def share(words: Sequence[str], tmp_path: Path, *, job: Callable[[Sequence[str]], int] | None = None) -> None:
+    """`words` in two processes, which must succeed."""
+    log = tmp_path / "log"
+    assert launch(words, log=log, job=job) == [0, 0], log.read_text()
 
 
 def losses(run_dir: Path, split: str) -> list[float]:
@@ -57,10 +54,12 @@ def tensors(run_dir: Path) -> dict[str, Any]:
     return safetensors.torch.load_file(path)
 
 
-def test_two_processes_take_the_steps_of_one(words: list[str], tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_take_the_steps_of_one(words: list[str], tmp_path: Path) -> None:
     words = [*words, "--steps", "6", "--save-every", "2"]
     assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
-    done = launch([*words, "-o", str(tmp_path / "two")])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "edgetune"]
+    command = [sys.executable, *launcher, *words, "-o", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'two'}\n"
     assert done.stderr.count("Next: edgetune convert") == 1
@@ -86,8 +85,7 @@ def test_two_processes_learn_preferences_as_one_does(words: list[str], tmp_path:
     data = write_rows(tmp_path / "data", {"train": rows[:11], "valid": rows[11:]})
     words = [*words[:4], str(data), *words[5:], "--task", task, "--steps", "4"]
     assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
-    done = launch([*words, "-o", str(tmp_path / "two")])
-    assert done.returncode == 0, done.stderr
+    share([*words, "-o", str(tmp_path / "two")], tmp_path)
     for split in ("train", "valid"):
         found = losses(tmp_path / "two", split)
         assert found == pytest.approx(losses(tmp_path / "one", split), rel=1e-4, abs=1e-6)
@@ -96,12 +94,12 @@ def test_two_processes_learn_preferences_as_one_does(words: list[str], tmp_path:
 
 def test_a_run_of_two_processes_is_finished_by_one(words: list[str], tmp_path: Path) -> None:
     words = [*words, "--steps", "6", "--save-every", "2", "--dropout", "0.1"]
-    assert launch([*words, "-o", str(tmp_path / "run")]).returncode == 0
+    share([*words, "-o", str(tmp_path / "run")], tmp_path)
     before = losses(tmp_path / "run", "train")
     unfinish(tmp_path / "run", "checkpoint-6")
     shutil.copytree(tmp_path / "run", tmp_path / "again")
 
-    assert launch(["train", "--resume", str(tmp_path / "run")]).returncode == 0
+    share(["train", "--resume", str(tmp_path / "run")], tmp_path)
     assert losses(tmp_path / "run", "train") == before
     assert edgetune(["train", "--resume", str(tmp_path / "again")]) == 0
     assert losses(tmp_path / "again", "train")[:4] == before[:4]
@@ -132,7 +130,7 @@ def test_other_methods_and_tasks_are_shared_and_gone_on_with(
         words = ["train", "-m", str(model), "-d", str(data), *words[7:]]
     words = [*words, "--steps", "6", "--save-every", "2", *flags]
     assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
-    assert launch([*words, "-o", str(tmp_path / "two")]).returncode == 0
+    share([*words, "-o", str(tmp_path / "two")], tmp_path)
     for split in ("train", "valid"):
         assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), rel=1e-4)
     mine, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
@@ -143,31 +141,26 @@ def test_other_methods_and_tasks_are_shared_and_gone_on_with(
     # What one process began, two go on with.
     before = losses(tmp_path / "one", "train")
     unfinish(tmp_path / "one", "checkpoint-6")
-    assert launch(["train", "--resume", str(tmp_path / "one")]).returncode == 0
+    share(["train", "--resume", str(tmp_path / "one")], tmp_path)
     assert losses(tmp_path / "one", "train") == pytest.approx(before, rel=1e-4)
 
 
-PROGRAM = """
-import json, sys
-import torch
-from edgetune.cli.main import run
-from edgetune.training import assembly
+def train_counted(words: Sequence[str]) -> int:
+    """edgetune, noting how many numbers of the model this process holds before and after the split."""
+    assembly: Any = import_module("edgetune.training.assembly")
+    directory, *words = words
+    split = assembly.split_layers
 
-split = assembly.split_layers
+    def held(adapted: Any) -> int:
+        return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in adapted.parameters())
 
-def held(adapted):
-    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in adapted.parameters())
+    def counted(adapted: Any, device: torch.device) -> None:
+        whole = held(adapted)
+        split(adapted, device)
+        Path(directory, f"{torch.distributed.get_rank()}.json").write_text(json.dumps([whole, held(adapted)]))
 
-def counted(adapted, device):
-    whole = held(adapted)
-    split(adapted, device)
-    with open(f"{sys.argv[1]}/{torch.distributed.get_rank()}.json", "w") as file:
-        json.dump([whole, held(adapted)], file)
-
-assembly.split_layers = counted
-sys.exit(run(sys.argv[2:]))
-"""
-"""edgetune, noting how many numbers of the model each process holds before and after the split."""
+    assembly.split_layers = counted
+    return int(edgetune(words))
 
 
 @pytest.mark.parametrize(
@@ -182,11 +175,8 @@ sys.exit(run(sys.argv[2:]))
 def test_split_layers_take_the_steps_of_whole_ones(words: list[str], tmp_path: Path, options: list[str]) -> None:
     # Of eleven rows in twos, the last is one process's alone: the other one keeps it company.
     words = [*words, "--steps", "6", "--save-every", "2", "--metric", "loss", "--samples", "0", *options]
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
     assert edgetune([*words, "-o", str(tmp_path / "one")]) == 0
-    done = launch([str(tmp_path), *words, "--fsdp", "-o", str(tmp_path / "two")], program=[str(program)])
-    assert done.returncode == 0, done.stderr
+    share([str(tmp_path), *words, "--fsdp", "-o", str(tmp_path / "two")], tmp_path, job=train_counted)
     for split in ("train", "valid"):
         assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), rel=1e-4)
     mine, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "two")
@@ -228,9 +218,9 @@ def test_what_cannot_be_split_is_refused(
 
 
 def test_a_wrong_flag_ends_all_processes(words: list[str], tmp_path: Path) -> None:
-    done = launch([*words, "--steps", "1", "--max-length", "3", "-o", str(tmp_path / "run")])
-    assert done.returncode != 0
-    assert "--max-length is 3" in done.stderr
+    log = tmp_path / "log"
+    assert launch([*words, "--steps", "1", "--max-length", "3", "-o", str(tmp_path / "run")], log=log) == [2, 2]
+    assert "--max-length is 3" in log.read_text()
     assert not (tmp_path / "run").exists()
 
 

@@ -120,34 +120,6 @@ def test_two_runs_are_equal(settings: TrainSettings, tmp_path: Path) -> None:
     assert (first.path / "adapter_config.json").read_bytes() == (second.path / "adapter_config.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_very_same_adapter(settings: TrainSettings, tmp_path: Path) -> None:
-    told = replace(settings, steps=12, dropout=0.2, grad_accum=2, save_every=3)
-    whole = train(replace(told, out=str(tmp_path / "whole")))
-
-    code = (
-        "import json, os, signal, sys; from edgetune.events import Metrics; from edgetune.training import *\n"
-        "def sink(event):\n"
-        "    if isinstance(event, Metrics) and event.split == 'train' and event.step == 8:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(TrainSettings.from_record(json.loads(sys.argv[1])), sink=sink)\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, json.dumps(told.record())], capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    run_dir = Path(told.out)
-    assert not Run.load(run_dir).finished
-    assert [path.name for path in list_checkpoints(run_dir)] == ["checkpoint-3", "checkpoint-6"]
-
-    resumed = resume(run_dir)
-    assert adapter_bytes(resumed.path) == adapter_bytes(whole.path)
-    assert resumed.metrics["train_loss"] == whole.metrics["train_loss"]
-    assert resumed.metrics["tokens"] == whole.metrics["tokens"]
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
-
-
 def test_ctrl_c_saves_and_says_how_to_go_on(settings: TrainSettings, tmp_path: Path) -> None:
     told = replace(settings, steps=6, dropout=0.2)
     whole = train(replace(told, out=str(tmp_path / "whole")))
