@@ -54,7 +54,7 @@ def test_the_tree_is_complete() -> None:
     ("error", "code", "said"),
     [
         (MemoryError(), 5, "Out of memory"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "Interrupted."),
         (click.Abort(), 130, ""),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x"),
     ],

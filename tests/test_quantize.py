@@ -24,6 +24,7 @@ from edgetune.quantize import ALIASES, QUANT_TYPES, find_quant_type, quantize
 from tests import gguf_files
 from tests.adapters import gguf_logits
 from tests.checkpoints import write_checkpoint
+from tests.encoders import write_encoder
 from tests.llama_logits import max_kl
 
 ONE_OF_EACH_KIND = ["F32", "Q5_0", "Q4_1", "Q2_K", "Q3_K_L", "IQ3_M", "IQ4_XS", "TQ1_0", "MXFP4_MOE", "Q1_0"]
@@ -228,3 +229,9 @@ def test_a_vision_projector_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(UnsupportedError, match="mmproj"):
         quantize(projector, tmp_path / "out.gguf", "Q8_0")
     assert [path.name for path in tmp_path.iterdir()] == ["mmproj.gguf"]
+
+
+def test_the_next_command_fits_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_base(write_encoder(tmp_path / "bert", "bert"), tmp_path / "bert.gguf")
+    assert run(["quantize", str(tmp_path / "bert.gguf"), str(tmp_path / "small.gguf"), "Q8_0"]) == ExitCode.OK
+    assert "Next: edgetune embed " in capsys.readouterr().err

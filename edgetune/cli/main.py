@@ -115,10 +115,10 @@ def run(args: Sequence[str] | None = None) -> int:
             args=list(args) if args is not None else None, prog_name="edgetune", standalone_mode=False
         )
         return int(result) if isinstance(result, int) else ExitCode.OK
-    except click.exceptions.Abort:
-        return ExitCode.INTERRUPTED
-    except KeyboardInterrupt:
-        _say("Interrupted.")
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        # click makes the one of the other; what it raises by itself has been talked about.
+        if KeyboardInterrupt in (type(error), type(error.__cause__)):
+            _say("Interrupted.")
         return ExitCode.INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
         error.show(file=sys.stderr)

@@ -39,11 +39,10 @@ def command(files: tuple[str, ...], list_types: bool, threads: int, allow_requan
     started = time.monotonic()
     with show_progress() as sink:
         gguf = quantize(in_path, out_path, type_name, sink=sink, threads=threads, allow_requantize=allow_requantize)
-    _register(gguf.path)
     seconds = round(time.monotonic() - started, 2)
     size, source = gguf.path.stat().st_size, in_path.stat().st_size
     say(f"{gguf.file_type}, {amount(size, 'bytes')} ({size / source:.0%} of {in_path.name}) in {seconds:.1f} s")
-    say(f"Next: edgetune chat {shlex.quote(typed_path(gguf.path))}")
+    say(f"Next: edgetune {_register(gguf.path)} {shlex.quote(typed_path(gguf.path))}")
     if as_json:
         values = {"path": str(gguf.path), "type": gguf.file_type, "bytes": size, "seconds": seconds}
         click.echo(json.dumps(values))
@@ -91,7 +90,9 @@ def _show_types(*, as_json: bool) -> None:
     click.echo(f"Short names: {', '.join(f'{short} is {name}' for short, name in ALIASES.items())}.")
 
 
-def _register(path: Path) -> None:
-    from edgetune.library import register
+def _register(path: Path) -> str:
+    """Note where the model lies; returns the verb that uses it."""
+    from edgetune.library import purpose_of, register
 
     register(path)
+    return purpose_of(path, "model")

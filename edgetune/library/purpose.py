@@ -36,7 +36,9 @@ def purpose_of(path: Path, kind: Kind) -> Purpose:
 def _of_header(header: GgufHeader) -> Purpose:
     if (task := header.metadata.get("edgetune.task")) is not None:
         return _BY_TASK.get(str(task), "chat")
-    if header.metadata.get(f"{header.architecture}.attention.causal") is False:
+    if header.metadata.get(f"{header.architecture}.attention.causal") is False or header.number("pooling_type"):
+        return "embed"
+    if "bert" in header.architecture or header.architecture == "t5encoder":  # Older files of them say nothing.
         return "embed"
     return "generate" if header.architecture == "t5" else "chat"
 
