@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from edgetune.errors import CorruptFileError
 
@@ -79,6 +80,16 @@ class CharTokenizer:
     def eog_ids(self) -> frozenset[int]:
         """The tokens that end a text."""
         return frozenset({self.eos_id})
+
+    @property
+    def control_ids(self) -> dict[str, int]:
+        """No text spells one."""
+        return {}
+
+    control_tokens: ClassVar[frozenset[str]] = frozenset()
+    """None has a text."""
+    marks: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    """There are no languages."""
 
     @property
     def chat_template(self) -> None:

@@ -22,6 +22,7 @@ from edgetune.paths import cache_dir, write_json
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"),
 )
+_PIECE_FILES = ("source.spm", "target.spm")
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 23
 _HINT = "Download or save the file again."
@@ -197,11 +198,13 @@ def _check_entry(name: str, entry: dict[str, Any]) -> int:
 
 def _tokenizer_sha256(model_dir: Path) -> str:
     folder = transformer_dir(model_dir)
-    for name in _TOKENIZER_FILES:
-        path = folder / name
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-    return ""
+    first = next((name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
+    if first is None:
+        return ""
+    # Marian's numbers mean nothing without the pieces that they are of.
+    names = [first, *(_PIECE_FILES if first == "vocab.json" else ())]
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _weights_sha256(model_dir: Path, sink: Sink) -> str:

@@ -336,8 +336,8 @@ def _load_fast(model_dir: Path) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     hint = (
-        "Copy the model's tokenizer.json into the directory. Families without one (Marian, M2M100, ProphetNet) run in "
-        "transformers itself."
+        "Copy the model's tokenizer.json into the directory; Marian needs source.spm, target.spm and vocab.json. "
+        "Families without them (ProphetNet) run in transformers itself."
     )
     if not has_tokenizer(model_dir):
         raise UnsupportedError(f"{model_dir} has no tokenizer.", hint=hint)

@@ -19,6 +19,7 @@ from edgetune.errors import CorruptFileError, UsageError
 from edgetune.explain.page import ModelKind
 from edgetune.explain.parts import check_length
 from edgetune.fingerprint import read_chat_template, read_safetensors_header, safetensors_files, transformer_dir
+from edgetune.piece_tokenizer import PieceTokenizer
 from edgetune.template import ChatTemplate, Rendered
 
 _WRITERS = ("ForCausalLM", "LMHeadModel")
@@ -35,7 +36,7 @@ class Loaded:
     base: Any
     """The transformers model itself."""
     kind: ModelKind
-    vocabulary: JsonTokenizer | CharTokenizer
+    vocabulary: JsonTokenizer | CharTokenizer | PieceTokenizer
     model_dir: Path
     template: str | None = None
     """The chat template's source: an adapter's own, else the model's."""
@@ -53,7 +54,7 @@ class Loaded:
     def encode(self, prompt: str, *, chat: bool, system: str) -> tuple[list[int], str]:
         """Token ids of `prompt`, all of it text, and the text that the model reads. Raises `UsageError`."""
         if chat:
-            if not self.template or isinstance(self.vocabulary, CharTokenizer):
+            if not self.template or not isinstance(self.vocabulary, JsonTokenizer):
                 raise UsageError(f"{self.model_dir} has no chat template.", hint="Leave out --chat.")
             template = ChatTemplate(self.template, self.vocabulary.special_texts, self.vocabulary.control_tokens)
             turns = [{"role": "system", "content": system}] if system else []
@@ -69,7 +70,7 @@ class Loaded:
     @property
     def mask(self) -> str:
         """What stands for a gap in a text, of a model that fills them; empty for others."""
-        if self.kind != "encoder" or isinstance(self.vocabulary, CharTokenizer):
+        if self.kind != "encoder" or not isinstance(self.vocabulary, JsonTokenizer):
             return ""
         return self.vocabulary.special_texts.get("mask_token", "")
 
@@ -87,25 +88,29 @@ class Loaded:
         return [self.vocabulary.piece(token, special=True).decode(errors="surrogateescape") for token in ids]
 
     @property
-    def source(self) -> Loaded | SourceCharacters:
+    def source(self) -> Loaded | SourcePieces:
         """The vocabulary of what is read, where that is another than of what is written."""
-        return SourceCharacters(self.vocabulary) if isinstance(self.vocabulary, CharTokenizer) else self
+        return self if isinstance(self.vocabulary, JsonTokenizer) else SourcePieces(self.vocabulary)
 
     @property
     def control_tokens(self) -> frozenset[str]:
         """Texts of the tokens that are never made from a text."""
-        return frozenset() if isinstance(self.vocabulary, CharTokenizer) else self.vocabulary.control_tokens
+        return self.vocabulary.control_tokens
 
 
 @dataclass(frozen=True)
-class SourceCharacters:
-    """What a model reads that has a vocabulary of characters."""
+class SourcePieces:
+    """What a model reads that has a vocabulary a side."""
 
-    vocabulary: CharTokenizer
-    control_tokens: frozenset[str] = frozenset()
+    vocabulary: CharTokenizer | PieceTokenizer
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that are never made from a text."""
+        return self.vocabulary.control_tokens
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The character of each token."""
+        """The text of each token."""
         return [self.vocabulary.source_piece(token) for token in ids]
 
 

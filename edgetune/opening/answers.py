@@ -81,10 +81,13 @@ class Answers:
             raise UsageError("An encoder-decoder answers a text, not a conversation.", hint="Give it a text.")
         engine, settings = self.model.engine, dict(self._settings)
         source = self._prompting.source(text, family=self.model.family)
-        if self._languages and self._prompting.target_language:
-            settings["language"] = self._prompting.target_language
-        if self._languages and self._prompting.source_language:
-            ids = engine.tokenizer.encode_source(source, language=self._prompting.source_language)
+        reads, writes = self._prompting.source_language, self._prompting.target_language
+        if getattr(engine.tokenizer, "reads_target_language", False):
+            reads, writes = writes, ""
+        if self._languages and writes:
+            settings["language"] = writes
+        if self._languages and reads:
+            ids = engine.tokenizer.encode_source(source, language=reads)
         else:
             ids = engine.tokenizer.encode(source)
         generation: Generation = engine.generate(ids, self._sampling, **settings)
@@ -97,7 +100,8 @@ class Answers:
         if found.prefix:
             self.notices.append(f"As in training, every text begins with {found.prefix!r}.")
         if found.target_language:
-            self.notices.append(f"As in training, from {found.source_language} to {found.target_language}.")
+            reads = f"from {found.source_language} " if found.source_language else ""
+            self.notices.append(f"As in training, {reads}to {found.target_language}.")
         elif self._languages and not self._has_own_language():
             self.notices.append("This model writes in several languages; --tgt-lang says in which.")
         return found

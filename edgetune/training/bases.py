@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from edgetune.artifacts import RUN_RECORD, Fingerprint
 from edgetune.data import TextTokenizer, load_tokenizer
-from edgetune.data.char_text import load_chars
+from edgetune.data.sided_text import load_sided
 from edgetune.errors import CorruptFileError, UnsupportedError, UsageError
 from edgetune.events import Sink
 from edgetune.export import BASE_CONFIG
@@ -113,9 +113,9 @@ def load_base_tokenizer(path: Path, *, chat_template: str | None, now: datetime 
         from edgetune.training.gguf_base.tokenizer import load_gguf_tokenizer
 
         return load_gguf_tokenizer(path, chat_template=chat_template, now=now)
-    # A vocabulary in config.json has what tasks ask of a tokenizer.
-    chars = cast(TextTokenizer | None, load_chars(path))
-    return chars or load_tokenizer(path, chat_template=chat_template, now=now)
+    # One that is no file of the `tokenizers` library has what tasks ask of a tokenizer.
+    sided = cast(TextTokenizer | None, load_sided(path))
+    return sided or load_tokenizer(path, chat_template=chat_template, now=now)
 
 
 def fingerprint_base(path: Path, *, sink: Sink) -> Fingerprint:

@@ -22,7 +22,6 @@ from edgetune.engine.choices import as_candidates
 from edgetune.engine.constraints import Constraints
 from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.in_step import run_in_batches
-from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.engine.protocol import Candidate, EngineMemory, Generation, LoraSpec
 from edgetune.engine.sampler import Sampler, Seen
 from edgetune.engine.sampling import Sampling
@@ -59,7 +58,7 @@ class TorchEngine:
         """What the model says of itself."""
         self.n_vocab = int(model.get_output_embeddings().weight.shape[0])
         """Tokens that logits are about."""
-        self.tokenizer: JsonTokenizer | CharTokenizer = load_vocabulary(path, self.own.config, eog_ids=self.own.eog_ids)
+        self.tokenizer = load_vocabulary(path, self.own.config, eog_ids=self.own.eog_ids)
         """The model's vocabulary."""
         trained = self.own.positions or _DEFAULT_CONTEXT
         if self.own.is_bounded and ctx_size > trained:
@@ -305,9 +304,9 @@ class TorchEngine:
 
     def _language(self, wanted: str) -> tuple[int, bool]:
         """The code of a target language, and whether it is the first token of the text, after the start token."""
-        codes = self.tokenizer.languages if isinstance(self.tokenizer, JsonTokenizer) else {}
+        codes = {} if isinstance(self.tokenizer, CharTokenizer) else self.tokenizer.languages
         code = codes[find_language(wanted, codes)]
-        assert isinstance(self.tokenizer, JsonTokenizer)
+        assert not isinstance(self.tokenizer, CharTokenizer)
         return code, bool(self.tokenizer.marks_language_before)
 
     def _kind(self, reply: LlamaGeneration | BeamGeneration) -> tuple[AdapterSet, int, int]:

@@ -18,6 +18,7 @@ from edgetune.engine.json_tokenizer import JsonTokenizer
 from edgetune.errors import CorruptFileError, ResourceError, UnsupportedError, UsageError
 from edgetune.fingerprint import read_safetensors_header, safetensors_files
 from edgetune.hardware import available_memory
+from edgetune.piece_tokenizer import PieceTokenizer, load_pieces
 
 Dtype = Literal["auto", "f32", "bf16", "int8"]
 """What a model is computed in; "auto" is bf16 for weights stored so, else f32. int8 is for CPUs."""
@@ -122,16 +123,18 @@ def quantize_int8(model: Any) -> Any:
 
 def load_vocabulary(
     model_dir: Path, config: dict[str, Any], *, eog_ids: frozenset[int]
-) -> JsonTokenizer | CharTokenizer:
+) -> JsonTokenizer | CharTokenizer | PieceTokenizer:
     """The tokenizer of `model_dir`; a model without one may have its characters in config.json.
 
     Raises `UnsupportedError` when there is none, `CorruptFileError` when it cannot be read.
     """
     import transformers
 
+    if pieces := load_pieces(model_dir):
+        return pieces
     hint = (
-        "Copy the model's tokenizer.json into the directory. Families without one (Marian, M2M100, ProphetNet) run in "
-        "transformers itself."
+        "Copy the model's tokenizer.json into the directory; Marian needs source.spm, target.spm and vocab.json. "
+        "Families without them (ProphetNet) run in transformers itself."
     )
     if not (reads_bytes(model_dir) or any((model_dir / name).is_file() for name in TOKENIZER_FILES)):
         characters = CharTokenizer.from_config(config)

@@ -80,6 +80,8 @@ class Seq2SeqTask(RowTask):
         self.prefix = ""
         self.codes: tuple[int, int] | None = None
         """Ids of the source's and the target's language, where the vocabulary marks them."""
+        self.mark: int | None = None
+        """Id of the target's language where it stands in front of the source (Marian of several languages)."""
         self.code_first = False
         """Whether the code comes before a text (mBART-50, NLLB) or after it (mBART)."""
         self.start_id = 0
@@ -163,6 +165,14 @@ class Seq2SeqTask(RowTask):
 
     def _settle_codes(self, tokenizer: TextTokenizer) -> None:
         wanted = (self.settings.src_lang, self.settings.tgt_lang)
+        if marks := getattr(tokenizer, "marks", {}):
+            if not wanted[1]:
+                raise UsageError(
+                    "This model is told with every text which language to write.",
+                    hint=f"Give --tgt-lang, of: {', '.join(sorted(marks))}.",
+                )
+            self.mark = marks[find_language(wanted[1], marks)]
+            return
         known = language_codes(tokenizer.control_ids.items())
         around = tokenizer.encode_whole("", max_length=8).ids.tolist() if known else []
         if not around or not {around[0], around[-1]} & {*known.values()}:
@@ -193,8 +203,9 @@ class Seq2SeqTask(RowTask):
             target, target_cut = self._coded(example.target, self.codes[1], tokenizer, max_length)
             target = target if self.code_first else target[:-1]
         else:
-            whole = tokenizer.encode_whole(self.prefix + example.source, max_length=max_length)
-            source, source_cut = whole.ids, whole.cut
+            before = [] if self.mark is None else [self.mark]
+            whole = tokenizer.encode_whole(self.prefix + example.source, max_length=max_length - len(before))
+            source, source_cut = np.asarray([*before, *whole.ids], dtype=np.int32), whole.cut
             wanted = tokenizer.encode_target(example.target, max_length=max_length)
             target, target_cut = wanted.ids, wanted.cut
             if not len(target) or int(target[-1]) not in self.end_ids:
@@ -263,6 +274,7 @@ class Seq2SeqTask(RowTask):
         starts: dict[str, Any] = {"decoder_start_token_id": self.start_id}
         if self.codes is not None and self.code_first:
             starts["forced_bos_token_id"] = self.codes[1]
+        starts["bad_words_ids"] = model.generation_config.bad_words_ids
         written = greedy(
             model,
             [row.source for row in rows],
@@ -284,6 +296,8 @@ class Seq2SeqTask(RowTask):
         record: dict[str, Any] = {"source_prefix": self.prefix}
         if self.codes is not None:
             record |= {"src_lang": self.settings.src_lang, "tgt_lang": self.settings.tgt_lang}
+        if self.mark is not None:
+            record["tgt_lang"] = self.settings.tgt_lang
         return record
 
 
