@@ -51,7 +51,7 @@ class TorchBackend:
 
         if self._device.type != "cpu":
             return _BATCH_TOKENS
-        of_a_core = _BATCH_BYTES_CORE // next(self._model.parameters()).element_size()
+        of_a_core: int = _BATCH_BYTES_CORE // next(self._model.parameters()).element_size()
         return min(_BATCH_TOKENS, of_a_core * torch.get_num_threads() // self.workers)
 
     @property
