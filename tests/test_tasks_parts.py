@@ -19,7 +19,7 @@ from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings, prepare, train
 from edgetune.training import metrics as measure
 from edgetune.training.confusion import confusion_svg
-from edgetune.training.tasks.labelled import sort_labels
+from edgetune.training.tasks.classification import sort_labels
 from tests.encoders import write_tokenizer
 from tests.task_models import write_model, write_rows
 

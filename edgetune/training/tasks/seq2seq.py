@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetune.data import Dataset, TextTokenizer
+from edgetune.data import Dataset, Split, TextTokenizer
 from edgetune.data.columns import REWRITING, Columns, Rewritten, languages, translations
 from edgetune.data.dataset import first_row
 from edgetune.data.formats import present_columns
@@ -162,6 +162,17 @@ class Seq2SeqTask(RowTask):
             )
         self.end_id = min(self.end_ids)
         self._settle_codes(tokenizer)
+
+    def tokenize(
+        self, dataset: Dataset, tokenizer: TextTokenizer, *, max_length: int, sink: Sink
+    ) -> Mapping[str, Split[Any]]:
+        """As for every task; tells of targets that the vocabulary cannot write."""
+        splits = super().tokenize(dataset, tokenizer, max_length=max_length, sink=sink)
+        rows = splits["train"].sequences
+        if tokenizer.unk_id is not None and (lost := sum(tokenizer.unk_id in row.target for row in rows)):
+            what = f"{lost} of {len(rows)} targets have characters that the model's vocabulary lacks"
+            sink(Notice(f"{what}: it learns to leave them out.", "warning"))
+        return splits
 
     def _settle_codes(self, tokenizer: TextTokenizer) -> None:
         wanted = (self.settings.src_lang, self.settings.tgt_lang)
