@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,9 +65,17 @@ def test_it_answers_as_in_transformers(byt5: Path, capsys: pytest.CaptureFixture
 def test_it_is_trained(byt5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"source": f"say {word}", "target": word} for word in ("r\u00e9d", "blue", "\u6771", "x")]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    heard: list[Any] = []
     done: Run = edgetune.train(
-        model=str(byt5), data=tmp_path / "rows.jsonl", out=tmp_path / "run", task="seq2seq", steps=1, eval=False
+        model=str(byt5),
+        data=tmp_path / "rows.jsonl",
+        out=tmp_path / "run",
+        task="seq2seq",
+        steps=1,
+        eval=False,
+        sink=heard.append,
     )
     assert done.finished
+    assert not any("targets have characters" in getattr(event, "text", "") for event in heard)
     assert run(["generate", str(done.path), "say red", "-n", "4", "--temp", "0"]) == ExitCode.OK
     assert "runs in torch" in capsys.readouterr().err

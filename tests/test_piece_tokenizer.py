@@ -201,18 +201,30 @@ def test_a_file_is_answered_as_its_model_asks_for(
 def test_it_is_trained_on_translations(
     family: str, target: str, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from edgetune.cli.train import tell_run
     from edgetune.training.bases import load_base_tokenizer
 
-    pairs = zip(_SOURCES, _TARGETS, strict=True)
+    pairs = zip(_SOURCES, [*_TARGETS[:-1], "\u6771\u4eac"], strict=True)
     (tmp_path / "rows.jsonl").write_text(
         "".join(f"{json.dumps({'source': source, 'target': text})}\n" for source, text in pairs), encoding="utf-8"
     )
+    heard: list[Any] = []
     asked: dict[str, Any] = {} if family == "marian" else {"src_lang": "en", "tgt_lang": target}
     done: Run = edgetune.train(
-        model=str(models[family]), data=tmp_path / "rows.jsonl", out=tmp_path / "run", steps=2, eval_texts=4, **asked
+        model=str(models[family]),
+        data=tmp_path / "rows.jsonl",
+        out=tmp_path / "run",
+        steps=2,
+        eval_texts=4,
+        valid_share=0,
+        sink=heard.append,
+        **asked,
     )
     assert done.finished
+    assert any("targets have characters" in getattr(event, "text", "") for event in heard)
     capsys.readouterr()
+    tell_run(done)
+    assert f"Next: edgetune generate {done.path}\n" in capsys.readouterr().err
     assert run(["generate", str(done.path), "the dog", "-n", "6", "--num-beams", "1"]) == ExitCode.OK
     told = capsys.readouterr()
     assert told.out.strip()

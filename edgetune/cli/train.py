@@ -15,7 +15,7 @@ from edgetune.artifacts import SWEEP_RECORD, Run
 from edgetune.cli.attribute_docs import attribute_docs
 from edgetune.cli.dashboard import duration, show_preview, show_training
 from edgetune.cli.progress import amount, say
-from edgetune.errors import InterruptedRun, UsageError
+from edgetune.errors import EdgetuneError, InterruptedRun, UsageError
 from edgetune.training.processes import leads, world_size
 from edgetune.training.settings import TrainSettings, find_recipe, flag_name, merge_settings, read_recipe
 
@@ -207,7 +207,8 @@ def _train(given: Mapping[str, Any]) -> Run:
 
 
 def _resume(run_dir: Path, given: Mapping[str, Any]) -> Run:
-    from edgetune.training.run import newest_unfinished_run, resume
+    from edgetune.training.run import resume
+    from edgetune.training.run_dirs import newest_unfinished_run
 
     if run_dir == Path():
         run_dir = newest_unfinished_run()
@@ -233,7 +234,25 @@ def tell_run(run: Run) -> None:
     say(f"{took}, {metrics['tokens_per_second']:,.0f} tokens/s{valid}.")
     if (run.path / "report.html").is_file():
         say(f"Report: {run.path / 'report.html'}")
-    say(f"Next: edgetune convert {run.path}")
+    say(f"Next: edgetune {_next(run)}")
+
+
+def _next(run: Run) -> str:
+    """The command to go on with: what no GGUF file holds is used as it is."""
+    from edgetune.export import check_convertible
+    from edgetune.library import purpose_of
+
+    purpose = purpose_of(run.path, "run")
+    used = f"{'generate' if purpose == 'chat' else purpose} {run.path}"
+    config = run.path / "adapter_config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("peft_type") != "LORA":
+        return f"{used} --engine torch"
+    try:
+        if run.base_path.is_dir():
+            check_convertible(run.base_path)
+    except EdgetuneError:
+        return used
+    return f"convert {run.path}"
 
 
 def show_plan(settings: TrainSettings, *, as_json: bool) -> None:

@@ -26,6 +26,11 @@ class SidedText:
         return self.sides.eos_id
 
     @property
+    def unk_id(self) -> int:
+        """What stands for a character or piece that there is none of."""
+        return self.sides.unk_id
+
+    @property
     def control_ids(self) -> dict[str, int]:
         """Tokens that no text spells, and their ids."""
         return dict(self.sides.control_ids)

@@ -181,6 +181,11 @@ class TextTokenizer:
         return frozenset(self.control_ids)
 
     @property
+    def unk_id(self) -> int | None:
+        """What stands for text that the vocabulary lacks; None where it lacks none."""
+        return next((self.control_ids[name] for name in ("<unk>", "[UNK]") if name in self.control_ids), None)
+
+    @property
     def identity(self) -> str:
         """The same for tokenizers that make the same ids of the same texts."""
         return f"tokenizers {version('tokenizers')} {self.backend.to_str()}"

@@ -22,6 +22,7 @@ AdapterSet = tuple[tuple[Path, float], ...]
 READERS: dict[str, Callable[[Any, Path, str], Any]] = dict.fromkeys(KINDS, read_bottlenecks)
 """`peft_type` → (model, directory, name) → the model with that adapter; for kinds that PEFT does not have."""
 
+_LOST = "missing adapter keys"
 _IN_FRONT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
 
 
@@ -81,9 +82,11 @@ class PeftAdapters:
                 hint="Run it with PEFT itself: its generate() does.",
             )
         with translated(f"The adapter {path} does not fit the model"), warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+            # Python shows at its end what the filters asked last let through: here, what PEFT says and nothing else.
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", f"(?s).*{_LOST}")
             self.model = READERS.get(kind, read_with_peft)(self.model, path, name)
-        lost = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), "")
+        lost = next((str(one.message) for one in said if _LOST in str(one.message)), "")
         if lost:
             raise MismatchError(f"{path} lacks weights for modules of this model.", hint="Is it of another base?")
         self._names[path], self._configs[path] = name, config
