@@ -21,7 +21,8 @@ from edgetune.errors import CorruptFileError, EdgetuneError, ResourceError, Usag
 from edgetune.events import Sink, ignore
 from edgetune.paths import write_json
 from edgetune.training.prepare import Prepared, prepare
-from edgetune.training.run import default_run_dir, resume, train
+from edgetune.training.run import resume, train
+from edgetune.training.run_dirs import default_run_dir
 from edgetune.training.settings import TrainSettings, flag_name, parse_setting
 
 _MEASURED = {
