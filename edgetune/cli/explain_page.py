@@ -11,14 +11,14 @@ from rich.text import Text
 from edgetune.explain.page import BlockRun, Explanation, Part, Run, Stack, StackRun, Step
 from edgetune.explain.words import (
     ADDED_BEFORE_NORM,
-    LABEL_STEPS,
-    POOLED,
-    STEPS,
     counted,
     grouped,
+    head_text,
+    lengths,
     number,
     percent,
     readable,
+    titles,
     visible,
     with_whole,
 )
@@ -44,8 +44,7 @@ def print_page(explanation: Explanation) -> None:
     for note in explanation.notes:
         console.print(note, markup=False, style="yellow")
     steps = (_prompt, _tokens, _embedding, _blocks, _head, _choice)
-    titles = STEPS if explanation.runs[0].steps else LABEL_STEPS
-    for index, (title, show) in enumerate(zip(titles, steps, strict=True), 1):
+    for index, (title, show) in enumerate(zip(titles(explanation), steps, strict=True), 1):
         console.print()
         console.print(Text.assemble((f"{index} ", "bold cyan"), (title, "bold")))
         show(console, explanation)
@@ -73,7 +72,7 @@ def _embedding(console: Console, explanation: Explanation) -> None:
         norms = [token.norm for token in run.tokens]
         console.print(
             f"Each token of the {stack.name} becomes {stack.hidden_size:,} numbers: "
-            f"({len(run.tokens)}, {stack.hidden_size}); lengths {number(min(norms))} to {number(max(norms))}."
+            f"({len(run.tokens)}, {stack.hidden_size}); {lengths(norms)}."
         )
         _print_parts(console, stack.embedding)
 
@@ -183,16 +182,9 @@ def _share(value: float | None) -> str:
 
 
 def _head(console: Console, explanation: Explanation) -> None:
-    stack = explanation.anatomy.stacks[-1]
-    if explanation.runs[0].steps:
-        tied = " It is the embedding table again." if explanation.anatomy.tied else ""
-        console.print(
-            f"The last token's {stack.hidden_size:,} numbers become one score for each of "
-            f"{explanation.anatomy.vocabulary:,} tokens.{tied}"
-        )
-    elif pooling := explanation.runs[0].pooling:
-        console.print(f"{POOLED[pooling]}: {stack.hidden_size:,} numbers for the whole text.")
-    _print_parts(console, stack.head)
+    if text := head_text(explanation):
+        console.print(text)
+    _print_parts(console, explanation.anatomy.stacks[-1].head)
 
 
 def _choice(console: Console, explanation: Explanation) -> None:

@@ -114,7 +114,7 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
         kv_heads=header.number("attention.head_count_kv") or heads,
         head_size=head_size,
         positions="learned" if "position_embd" in here else "relative" if "attn_rel_b" in here else "rotary",
-        embedding=tuple(before),
+        embedding=tuple(sorted(before, key=_place)),
         blocks=tuple(tuple(sorted(blocks[index], key=_place)) for index in sorted(blocks)),
         head=tuple(sorted(after, key=_place)) if not (kind == "encoder-decoder" and name == "encoder") else (),
         rope=rope,
@@ -141,10 +141,10 @@ def _head_parts(header: GgufHeader, adapters: Sequence[Path]) -> list[Part]:
     ]
 
 
-def _place(part: Part) -> int:
-    """Where a weight stands in the order of computation."""
+def _place(part: Part) -> tuple[int, bool]:
+    """Where a weight stands in the order of computation, its bias behind it."""
     name = part.name.split(".")[0]
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER), part.name.endswith("bias")
 
 
 def _part(tensor: TensorInfo, name: str, ranks: dict[str, list[int]]) -> Part:

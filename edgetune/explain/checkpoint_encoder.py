@@ -26,10 +26,11 @@ from edgetune.errors import UnsupportedError, UsageError
 from edgetune.events import Progress, Sink
 from edgetune.explain.checkpoint import read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
+from edgetune.explain.checkpoint_order import Order, watched
 from edgetune.explain.checkpoint_states import BlockStates, watch
 from edgetune.explain.encoder_parts import HEAD_IS_ADAPTERS, Work, build_run, compute, read_text
 from edgetune.explain.labels import Labelled
-from edgetune.explain.page import Anatomy, Run
+from edgetune.explain.page import Anatomy, ModelKind, Run
 from edgetune.explain.parts import Told, adapter_sets
 from edgetune.explain.seen import Seen
 from edgetune.explain.spelling import Spelling
@@ -64,8 +65,9 @@ def follow_encoder_checkpoint(
         with Encoder(backend, tokenizer) as encoder:
             if specs:
                 _scale(backend.model, specs[0])
-            told.runs.append(_follow(encoder, backend, prompt, specs, labelled, told))
-            anatomy = _anatomy(backend, model_dir, told.positions)
+            with watched(backend.transformers_model) as order:
+                told.runs.append(_follow(encoder, backend, prompt, specs, labelled, told))
+            anatomy = _anatomy(backend, model_dir, told, order)
     sink(Progress("explain", len(sets), len(sets), "runs"))
     return told, anatomy
 
@@ -119,8 +121,11 @@ def _scale(model: Any, spec: LoraSpec) -> None:
                 scaling[name] *= spec.scale
 
 
-def _anatomy(backend: TorchBackend, model_dir: Path, positions: int) -> Anatomy:
+def _anatomy(backend: TorchBackend, model_dir: Path, told: Told, order: Order) -> Anatomy:
     model = backend.transformers_model
-    kind = "encoder" if backend.profile.is_encoder else "decoder"
-    anatomy = build_anatomy(model, model.config, kind, model_dir, positions=positions)  # type: ignore[arg-type]
-    return replace(anatomy, kind="encoder")
+    kind: ModelKind = "encoder" if backend.profile.is_encoder else "decoder"
+    anatomy = build_anatomy(model, model.config, kind, model_dir, positions=told.positions, order=order)
+    stack = anatomy.stacks[-1]
+    if told.runs[-1].vector:  # A vector is pooled from the states themselves.
+        stack = replace(stack, head=tuple(part for part in stack.head if "pooler" not in part.name.split(".")))
+    return replace(anatomy, kind="encoder", stacks=(*anatomy.stacks[:-1], stack))

@@ -25,6 +25,7 @@ from edgetune.explain.checkpoint import Loaded, kind_of, load, read_config
 from edgetune.explain.checkpoint_anatomy import build_anatomy, find_blocks
 from edgetune.explain.checkpoint_encoder import follow_encoder_checkpoint
 from edgetune.explain.checkpoint_guesses import Guesser, last_only
+from edgetune.explain.checkpoint_order import watched
 from edgetune.explain.checkpoint_states import BlockStates, watch
 from edgetune.explain.filters import build_distribution, entropy, iter_filters, softmax
 from edgetune.explain.page import Anatomy, Explanation, Lensed, Option, Run, StackRun, Step
@@ -114,11 +115,13 @@ def _follow(
     told = Told(rendered, len(ids))
     runner = _Runner(loaded, ids, sampling, steps, told.notes)
     sets = adapter_sets(lora)
-    for number, specs in enumerate(sets):
-        sink(Progress("explain", number, len(sets), "runs"))
-        told.runs.append(runner(specs))
+    with watched(loaded.base) as order:
+        for number, specs in enumerate(sets):
+            sink(Progress("explain", number, len(sets), "runs"))
+            told.runs.append(runner(specs))
     sink(Progress("explain", len(sets), len(sets), "runs"))
-    return told, build_anatomy(loaded.base, loaded.config, loaded.kind, model_dir, positions=len(ids))
+    anatomy = build_anatomy(loaded.base, loaded.config, loaded.kind, model_dir, positions=len(ids), order=order)
+    return told, anatomy
 
 
 class _Runner:

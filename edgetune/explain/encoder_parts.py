@@ -73,7 +73,9 @@ def build_run(
     vector, logits = result
     head = profile.head
     tokens = tokens_of(vocabulary, ids, work.seen)
-    answer: dict[str, Any] = {"vector": tuple(vector.tolist()) if vector is not None else ()}
+    answer: dict[str, Any] = {}
+    if vector is not None:
+        answer = {"vector": tuple(vector.tolist()), "is_normalized": profile.normalize}
     guesses = []
     if logits is not None and head is not None:
         guesses = labelled.after_blocks(head, work.heard(logits), specs=specs)

@@ -16,13 +16,12 @@ from edgetune.explain.spelling import segments
 from edgetune.explain.widgets import attention_maps, bar, rope_dials, sampler
 from edgetune.explain.words import (
     ADDED_BEFORE_NORM,
-    LABEL_STEPS,
-    POOLED,
-    STEPS,
     counted,
+    head_text,
     number,
     percent,
     readable,
+    titles,
     visible,
 )
 
@@ -41,12 +40,13 @@ def page(explanation: Explanation) -> str:
         )
     )
     sections = (_prompt, _tokens, _embedding, _blocks, _head, _choice)
-    titles = STEPS if explanation.runs[0].steps else LABEL_STEPS
     body = "".join(
         f"<h2 id=step{index}><span>{index}</span>{title}</h2>{section(explanation)}"
-        for index, (title, section) in enumerate(zip(titles, sections, strict=True), 1)
+        for index, (title, section) in enumerate(zip(titles(explanation), sections, strict=True), 1)
     )
-    steps = "".join(f"<a href=#step{index}><b>{index}</b>{title}</a>" for index, title in enumerate(titles, 1))
+    steps = "".join(
+        f"<a href=#step{index}><b>{index}</b>{title}</a>" for index, title in enumerate(titles(explanation), 1)
+    )
     notes = "".join(f"<p class=dim>{escape(note)}</p>" for note in explanation.notes)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -112,7 +112,8 @@ def _blocks(explanation: Explanation) -> str:
             f"<p>{counted(stack.layers, 'block')} in the {stack.name}, {heads}; {inside:,} parameters. One block:</p>"
             f"{_parts(block, adapted)}{_positions(stack, len(runs[0].tokens))}{_work(explanation, runs)}"
         )
-        parts += [_lens_grid(run, names) for run, names in zip(runs, _names(explanation), strict=True)]
+        fills = explanation.runs[0].gap >= 0
+        parts += [_lens_grid(run, names, fills=fills) for run, names in zip(runs, _names(explanation), strict=True)]
         parts += [attention_maps(run, names, explanation) for run, names in zip(runs, _names(explanation), strict=True)]
     return "".join(parts)
 
@@ -180,10 +181,10 @@ def _work(explanation: Explanation, runs: Sequence[StackRun]) -> str:
             )
         rows.append(f"<tr{turns}>{''.join(cells)}</tr>")
     names = [escape(run.name) for run in explanation.runs]
-    titles = ["block", "length of the state", *(title for title, _ in parts)]
-    titles += [f"it would say now ({names[0]})"] if speaks else []
-    titles += [f"({names[-1]})", "KL from the base"] if compared else []
-    head = "".join(f"<th>{title}" for title in titles)
+    columns = ["block", "length of the state", *(title for title, _ in parts)]
+    columns += [f"it would say now ({names[0]})"] if speaks else []
+    columns += [f"({names[-1]})", "KL from the base"] if compared else []
+    head = "".join(f"<th>{title}" for title in columns)
     note = f"<p class=dim>{ADDED_BEFORE_NORM}</p>" if runs[0].blocks and runs[0].blocks[0].is_normed else ""
     return f"<h3>Block by block</h3>{note}<div class=s><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
@@ -221,7 +222,7 @@ def _told(token: Token | Step) -> str:
     return _piece(token.piece) + whole
 
 
-def _lens_grid(run: StackRun, name: str) -> str:
+def _lens_grid(run: StackRun, name: str, *, fills: bool) -> str:
     if not any(block.lens.by_token for block in run.blocks):
         return ""
     count = max(len(block.lens.by_token) for block in run.blocks)
@@ -232,9 +233,10 @@ def _lens_grid(run: StackRun, name: str) -> str:
         if block.lens.by_token
     )
     which = f" of the last {count} tokens" if count < len(run.tokens) else ""
+    what, guess = ("follow each token", "what comes next") if not fills else ("stand for each token", "its place")
     return (
-        f"<h3>What would follow each token, after every block{escape(name)}</h3><p class=dim>The lowest row is the "
-        f"text{which}; above it the best guess for what comes next, the last block on top, the darker the surer.</p>"
+        f"<h3>What would {what}, after every block{escape(name)}</h3><p class=dim>The lowest row is the "
+        f"text{which}; above it the best guess for {guess}, the last block on top, the darker the surer.</p>"
         f"<div class=s><table class=g>{rows}<tr><th></th>{head}</tr></table></div>"
     )
 
@@ -248,16 +250,8 @@ def _lens_row(block: BlockRun) -> str:
 
 
 def _head(explanation: Explanation) -> str:
-    stack = explanation.anatomy.stacks[-1]
-    run = explanation.runs[0]
-    if run.scores or not run.steps:
-        pooled = f"<p>{POOLED[run.pooling]}: {stack.hidden_size:,} numbers.</p>" if run.pooling else ""
-        return pooled + _parts(stack.head)
-    tied = " It is the embedding table again." if explanation.anatomy.tied else ""
-    return (
-        f"<p>The last token's {stack.hidden_size:,} numbers become one score for each of "
-        f"{explanation.anatomy.vocabulary:,} tokens.{tied}</p>{_parts(stack.head)}"
-    )
+    text = head_text(explanation)
+    return (f"<p>{text}</p>" if text else "") + _parts(explanation.anatomy.stacks[-1].head)
 
 
 def _choice(explanation: Explanation) -> str:

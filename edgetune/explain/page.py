@@ -254,6 +254,8 @@ class Run:
     """How a model without a next token makes one vector of its tokens: "cls", "mean", "last", "max"."""
     vector: tuple[float, ...] = ()
     """That vector, of a model that ends in it."""
+    is_normalized: bool = False
+    """Whether it was brought to length 1."""
     effects: tuple[float, ...] = ()
     """For every token: by how much its presence raises the likeliest label's probability, or the value."""
 

@@ -26,6 +26,9 @@ _LEVELS = (255, 127, 63, 31, 15)
 _SAMPLED = 40
 """Maps that are packed to see how much room all of them would take."""
 
+_LEFT = "\u200e"
+"""Unicode's mark for text from left to right."""
+
 Maps = NDArray[np.float16]
 
 
@@ -33,12 +36,17 @@ def attention_maps(stack: StackRun, run_name: str, explanation: Explanation) -> 
     """Who looks at whom in `stack`, and at the source where there is one."""
     all_maps = [maps for run in explanation.runs for one in run.stacks for maps in (one.attention, one.cross_attention)]
     room = _MOST_PACKED / max(1, sum(maps.size for maps in all_maps if maps is not None))
-    pieces = [with_whole(token.piece, token.completes) for token in stack.tokens]
+    pieces = _pieces(stack)
     shown = _map(stack.attention, pieces, pieces, f"Attention in the {stack.name}{run_name}", room=room)
     if stack.cross_attention is not None:
-        source = [with_whole(token.piece, token.completes) for token in explanation.runs[0].stacks[0].tokens]
+        source = _pieces(explanation.runs[0].stacks[0])
         shown += _map(stack.cross_attention, pieces, source, f"Attention to the source{run_name}", room=room)
     return shown
+
+
+def _pieces(stack: StackRun) -> list[str]:
+    """The tokens' texts; where a byte ends a character, bytes and arrow stay on its left, whichever way it is read."""
+    return [_LEFT * bool(token.completes) + with_whole(token.piece, token.completes) for token in stack.tokens]
 
 
 def _map(maps: Maps | None, rows: list[str], columns: list[str], title: str, *, room: float) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
+from edgetune.explain.page import Explanation
 from edgetune.explain.spelling import segments
 
 STEPS = ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token")
@@ -12,13 +14,39 @@ STEPS = ("Prompt", "Tokens", "Embedding", "Blocks", "Head", "The next token")
 LABEL_STEPS = (*STEPS[:4], "Pooling and head", "The answer")
 """The same of a model that ends in labels, a number or a vector."""
 
-POOLED = {
+FILLED_STEPS = (*STEPS[:5], "The gap")
+"""The same of a model that fills gaps."""
+
+_POOLED = {
     "cls": "The first token's state is taken",
     "last": "The last token's state is taken",
     "mean": "The mean of all tokens' states is taken",
     "max": "Of each dimension the largest is taken",
 }
 """What a pooling does."""
+
+
+def titles(explanation: Explanation) -> tuple[str, ...]:
+    """The titles of the six steps of what is told."""
+    run = explanation.runs[0]
+    return STEPS if run.steps else FILLED_STEPS if run.gap >= 0 else LABEL_STEPS
+
+
+def head_text(explanation: Explanation) -> str:
+    """What becomes of the last states; empty where that is not known."""
+    stack, run = explanation.anatomy.stacks[-1], explanation.runs[0]
+    if run.steps or run.gap >= 0:
+        whose = "The last" if run.steps else "Each"
+        tied = " It is the embedding table again." if explanation.anatomy.tied else ""
+        return (
+            f"{whose} token's {stack.hidden_size:,} numbers become one score for each of "
+            f"{explanation.anatomy.vocabulary:,} tokens.{tied}"
+        )
+    if not run.pooling:
+        return ""
+    normalized = ", brought to length 1" if run.is_normalized else ""
+    return f"{_POOLED[run.pooling]}: {stack.hidden_size:,} numbers for the whole text{normalized}."
+
 
 ADDED_BEFORE_NORM = "A norm follows each addition in these blocks; told is what is added before it."
 
@@ -69,6 +97,12 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def lengths(values: Sequence[float]) -> str:
+    """How long some vectors are: "lengths 6.7 to 12"."""
+    low, high = number(min(values)), number(max(values))
+    return f"length {low}" if low == high else f"lengths {low} to {high}"
 
 
 def grouped(value: float) -> str:
