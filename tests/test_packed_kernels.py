@@ -8,7 +8,7 @@ import pytest
 
 from edgetune.training.packed_kernels import FLEX, LOOP, VARLEN, Asked, Kernel, kernels_for, learns
 from edgetune.training.packing import start_packing
-from tests.test_training_speed import PACKED, adapted_model
+from tests.speed_models import PACKED, adapted_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

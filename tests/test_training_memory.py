@@ -21,9 +21,9 @@ from edgetune.training import TrainSettings
 from edgetune.training.forecast import Case, Forecast, forecast, probe, propose
 from edgetune.training.memory import Frozen, Memory, estimate, frozen_base, kept_bytes, process_bytes
 from tests.checkpoints import edit_json, write_checkpoint
+from tests.speed_models import PACKED, adapted_model, speed_up
 from tests.task_models import write_model, write_rows
 from tests.test_tasks_training import rows_of
-from tests.test_training_speed import PACKED, adapted_model, speed_up
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

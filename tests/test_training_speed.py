@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing: packed rows, fused LoRA and the fused head against plain torch and PEFT."""
+"""What makes training fast changes nothing: packed rows against one after another, transformers' loss curve."""
 
 from __future__ import annotations
 
@@ -9,52 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune.data import Tokenized
 from edgetune.errors import ResourceError
 from edgetune.events import Event, Notice
 from edgetune.training import TrainSettings
 from edgetune.training.packed_kernels import LOOP
 from edgetune.training.packing import ROW_STEP, PackedBatch, best_fit, collate_packed
-from tests.checkpoints import randomize, write_checkpoint
+from tests.checkpoints import write_checkpoint
+from tests.speed_models import (
+    PACKED,
+    SHAPE,
+    adapted_model,
+    assert_same,
+    gradients,
+    plain_loss,
+    sequences,
+    speed_up,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
-SQUARE = {**SHAPE, "num_key_value_heads": 4}
-CAPPED = {"head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
-
-PACKED: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", SHAPE),
-    "qwen2": ("Qwen2Config", SHAPE),
-    "qwen2-tied": ("Qwen2Config", {**SHAPE, "tie_word_embeddings": True}),
-    "qwen2-window": (
-        "Qwen2Config", {**SHAPE, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    ),
-    "qwen3": ("Qwen3Config", {**SHAPE, "head_dim": 16}),
-    "mistral": ("MistralConfig", {**SHAPE, "sliding_window": None}),
-    "mistral-window": ("MistralConfig", {**SHAPE, "sliding_window": 8}),
-    "gemma2": ("Gemma2Config", {**SHAPE, **CAPPED, "sliding_window": 8}),
-    "gemma3": ("Gemma3TextConfig", {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}),
-    "phi3": ("Phi3Config", SHAPE),
-    "phi3-window": ("Phi3Config", {**SHAPE, "sliding_window": 8}),
-    "gpt2": ("GPT2Config", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
-                            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}),
-    "granite": ("GraniteConfig", {**SHAPE, "logits_scaling": 3.0, "attention_multiplier": 0.2}),
-    "cohere": ("CohereConfig", {**SQUARE, "logit_scale": 0.25}),
-    "gpt-neox": ("GPTNeoXConfig", SQUARE),
-    "olmo2": ("Olmo2Config", SHAPE),
-    "mixtral": ("MixtralConfig", {**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
-}  # fmt: skip
-"""Families that are packed: name → (transformers config class, settings)."""
 
 NOT_PACKED: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
@@ -65,82 +37,6 @@ NOT_PACKED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Families that keep more than attention can cut: padded."""
-
-
-def base_model(config_class: str, values: dict[str, Any]) -> Any:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**values)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    randomize(model)
-    return model.requires_grad_(False)
-
-
-def adapted_model(config_class: str, values: dict[str, Any], **lora: Any) -> Any:
-    """A base with a LoRA adapter that changes what it says."""
-    import peft
-    import torch
-
-    base = base_model(config_class, values)
-    options = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", **lora}
-    adapted = peft.get_peft_model(base, peft.LoraConfig(**options))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return adapted.train()
-
-
-def sequences(count: int = 6) -> list[Tokenized]:
-    random = np.random.default_rng(0)
-    lengths = random.integers(3, 30, count)
-    return [
-        Tokenized(random.integers(1, 97, length).astype(np.int32), np.arange(length) >= length // 2)
-        for length in lengths
-    ]
-
-
-def plain_loss(model: Any, rows: list[Tokenized]) -> Any:
-    """Sequence by sequence, through the model's own logits."""
-    import torch
-
-    total = torch.zeros(())
-    for row in rows:
-        ids = torch.from_numpy(row.ids.astype(np.int64))[None]
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        wanted = torch.from_numpy(row.learned[1:])
-        total = total + torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum")
-    return total
-
-
-def gradients(model: Any) -> dict[str, Any]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def speed_up(model: Any, rows: list[Tokenized], *, told: list[Event] | None = None, **settings: Any) -> Any:
-    import torch
-
-    from edgetune.training.speed import speed_up as start
-    from edgetune.training.tasks.causal import CausalTask
-
-    return start(
-        model,
-        TrainSettings(**settings),
-        CausalTask("chat"),
-        lengths=[len(row.ids) for row in rows],
-        max_length=64,
-        device=torch.device("cpu"),
-        sink=(told if told is not None else []).append,
-    )
-
-
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any], *, tolerance: float = 1e-5) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, wanted in theirs.items():
-        assert (ours[name] - wanted).norm() <= tolerance * wanted.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -242,108 +138,6 @@ def test_a_layout_takes_less_memory_a_pass_until_nothing_is_left() -> None:
         learned = [batch.learned_tokens for batch in layout.batches([rows])]
         assert sum(learned) == sum(int(row.learned[1:].sum()) for row in rows)
         assert getattr(layout, "capacity", getattr(layout, "size", None)) == smallest
-
-
-@pytest.mark.parametrize("lora", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}], ids=str)
-def test_fused_lora_is_pefts_lora(lora: dict[str, Any]) -> None:
-    from edgetune.training.fused_lora import fuse_lora
-
-    model, rows = adapted_model(*PACKED["qwen2"], **lora), sequences()
-    wanted = plain_loss(model, rows)
-    wanted.backward()
-    theirs = gradients(model)
-    assert fuse_lora(model) == 14
-    ours = plain_loss(model, rows)
-    ours.backward()
-    assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
-    assert_same(gradients(model), theirs)
-    with model.disable_adapter():
-        bare = float(plain_loss(model, rows))
-    assert bare == pytest.approx(float(plain_loss(base_model(*PACKED["qwen2"]), rows)), rel=1e-6)
-    assert abs(bare - float(ours)) > 0.1
-
-
-@pytest.mark.parametrize("lora", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_lora_that_is_not_plain_keeps_pefts_forward(lora: dict[str, Any]) -> None:
-    from edgetune.training.fused_lora import fuse_lora
-
-    assert fuse_lora(adapted_model(*PACKED["llama"], **lora)) == 0
-
-
-@pytest.mark.parametrize(
-    ("family", "lora"),
-    [
-        ("llama", {}),
-        ("llama", {"target_modules": ["q_proj", "lm_head"]}),
-        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-        ("qwen2-tied", {}),
-        ("qwen2-tied", {"target_modules": ["q_proj", "lm_head"]}),
-        ("gemma2", {"target_modules": ["q_proj", "lm_head"]}),
-        ("granite", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-        ("cohere", {"target_modules": ["q_proj", "lm_head"]}),
-    ],
-    ids=str,
-)
-def test_the_fused_head_has_the_gradients_of_plain_autograd(
-    family: str, lora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgetune.training import fused_loss
-    from edgetune.training.loss import summed_loss
-
-    # Chunks and blocks that do not divide the tokens.
-    monkeypatch.setattr(fused_loss, "CHUNK", 7)
-    monkeypatch.setattr(fused_loss, "_ROWS", 3)
-    model, rows = adapted_model(*PACKED[family], **lora), sequences()
-    assert fused_loss.find_head(model) is not None
-    wanted = plain_loss(model, rows)
-    (wanted / 3).backward()
-    theirs = gradients(model)
-    assert any("lm_head" in name for name in theirs) == ("lm_head" in str(lora))
-    ours: Any = summed_loss(model, packed_in_one(model, rows))
-    (ours / 3).backward()
-    assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
-    assert_same(gradients(model), theirs, tolerance=2e-6)
-
-
-def packed_in_one(model: Any, rows: list[Tokenized]) -> PackedBatch:
-    import torch
-
-    assert speed_up(model, rows)
-    return collate_packed(rows, torch.device("cpu"))
-
-
-def test_a_head_that_computes_something_else_is_not_fused() -> None:
-    import torch
-
-    from edgetune.training.fused_loss import find_head
-
-    class Doubled(torch.nn.Linear):
-        def forward(self, input: Any) -> Any:
-            return 2 * super().forward(input)
-
-    odd = base_model(*PACKED["llama"])
-    odd.lm_head.__class__ = Doubled
-    assert find_head(odd) is None
-    scaled = base_model(*PACKED["llama"])
-    scaled.config.logits_scaling = 3.0  # The config says so, the model does not.
-    assert find_head(scaled) is None
-    assert find_head(base_model(*PACKED["llama"])) is not None
-
-
-def test_the_loss_is_measured_without_forming_gradients() -> None:
-    import torch
-
-    from edgetune.training.fused_loss import find_head
-
-    model = base_model(*PACKED["llama"])
-    head = find_head(model)
-    assert head is not None
-    hidden, labels = torch.randn(9, 32), torch.arange(9)
-    with torch.no_grad():
-        measured = head.summed_loss(hidden, labels)
-    assert not measured.requires_grad
-    wanted = torch.nn.functional.cross_entropy(model.lm_head(hidden), labels, reduction="sum")
-    torch.testing.assert_close(measured, wanted)
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])

@@ -25,12 +25,13 @@ from edgetune.engine.generation import LlamaGeneration
 from edgetune.engine.llama import LlamaEngine
 from edgetune.engine.protocol import Candidate, LoraSpec, TokenChoice
 from edgetune.engine.sampling import Sampling
+from edgetune.fingerprint import fingerprint_checkpoint
 from edgetune.paths import write_json
 from edgetune.tui.app import EdgetuneApp
 from edgetune.tui.chat import ChatScreen
 from edgetune.tui.transcript import Transcript
 from tests.gguf_files import BASE
-from tests.ggufs import base_gguf
+from tests.ggufs import QUERY, base_gguf, checkpoint, write_lora
 
 ENDLESS = Sampling(temp=0.8, seed=3, ignore_eos=True)
 """For replies that are stopped."""
@@ -56,6 +57,11 @@ def pocket_gguf(directory: Path) -> Path:
     path = directory / "pocket.gguf"
     export_base(embedded_model_dir(), path, sink=lambda event: None)
     return path
+
+
+def adapter_for(path: Path, *, seed: int = 0) -> Path:
+    """An adapter for the base of that seed."""
+    return write_lora(path, QUERY, metadata=fingerprint_checkpoint(checkpoint(seed=seed)).to_metadata())
 
 
 @dataclass
