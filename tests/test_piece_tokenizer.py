@@ -236,6 +236,24 @@ def test_it_is_trained_on_translations(
     assert whole.ids.tolist() == _mine(models[family]).encode("the dog is lazy")
     assert (len(cut.ids), cut.ids[-1]) == (5, whole.ids[-1])
     if family == "marian-two":
+        # Columns have their own names for languages.
+        columns = tmp_path / "columns.jsonl"
+        columns.write_text("".join(f'{{"en": "{one}", "de": "Hund"}}\n' for one in _SOURCES[:4]))
+        command = [
+            "train",
+            "-m",
+            str(models[family]),
+            "-d",
+            str(columns),
+            "--src-lang",
+            "en",
+            "--steps",
+            "1",
+            "--dry-run",
+        ]
+        assert run([*command, "--tgt-lang", "deu"]) == ExitCode.OK
+        assert run([*command, "--tgt-lang", "xyz"]) == ExitCode.USAGE
+        assert "'xyz'" in capsys.readouterr().err
         command = [
             "train",
             "-m",

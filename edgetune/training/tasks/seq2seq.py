@@ -7,7 +7,7 @@ Everything else about the family is the model's own forward.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,7 @@ from edgetune.data.formats import present_columns
 from edgetune.errors import DataError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink
 from edgetune.languages import find_language, language_codes
+from edgetune.piece_tokenizer import load_pieces
 from edgetune.training import metrics
 from edgetune.training.batches import IGNORED
 from edgetune.training.evaluate import chosen_rows
@@ -97,7 +98,8 @@ class Seq2SeqTask(RowTask):
 
     def read(self, settings: TrainSettings, model_dir: Path, *, has_template: bool, sink: Sink) -> Dataset:
         """Rows, and which prefix goes before their sources."""
-        self.row_languages = _direction(settings)
+        pieces = load_pieces(model_dir) if model_dir.is_dir() else None
+        self.row_languages = _direction(settings, pieces.marks if pieces else ())
         dataset = super().read(settings, model_dir, has_template=has_template, sink=sink)
         self.prefix = settings.prefix if settings.prefix != "auto" else self._own_prefix(dataset)
         if self.prefix:
@@ -312,8 +314,11 @@ class Seq2SeqTask(RowTask):
         return record
 
 
-def _direction(settings: TrainSettings) -> tuple[str, str] | None:
-    """Which language columns are source and target; None where the rows are not translations."""
+def _direction(settings: TrainSettings, names: Collection[str]) -> tuple[str, str] | None:
+    """Which language columns are source and target; None where the rows are not translations.
+
+    `names` are the model's own for target languages ("deu"): one of them means the other column of two.
+    """
     row = first_row(settings.data_paths)
     there = [] if row is None else languages(row)
     if row is None or not there or any(known.matches(present_columns(row)) for known in REWRITING):
@@ -323,7 +328,11 @@ def _direction(settings: TrainSettings) -> tuple[str, str] | None:
             f"The rows hold texts in {' and '.join(there)}, and do not say which is to be translated into which.",
             hint=f"Say it: --src-lang {there[0]} --tgt-lang {there[-1]}.",
         )
-    return _column(settings.src_lang, there), _column(settings.tgt_lang, there)
+    source = _column(settings.src_lang, there)
+    others = [name.lower() for name in there if name.lower() != source]
+    if settings.tgt_lang in names and len(others) == 1:
+        return source, others[0]
+    return source, _column(settings.tgt_lang, there)
 
 
 def _column(language: str, there: Sequence[str]) -> str:
