@@ -20,6 +20,7 @@ from edgetune.explain.spelling import Spelling, completed, named, segments
 from edgetune.explain.words import visible
 from edgetune.export import export_base
 from tests.checkpoints import edit_json, write_checkpoint
+from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf, checkpoint
 
 TEXT = "the 火 of ümlaut 🦊"
@@ -78,6 +79,20 @@ def test_both_engines_show_the_bytes_and_the_character_they_make(vocabulary: str
     assert [(one.piece, one.completes) for one in mine.tokens] == [(one.piece, one.completes) for one in other.tokens]
     assert [one.lens.by_token for one in mine.blocks] == [one.lens.by_token for one in other.blocks]
     assert "".join(named(token.piece) for token in mine.tokens).endswith("<0xF0><0x9F><0xA6><0x8A>")
+
+
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
+def test_an_unknown_word_is_text_and_its_doing_is_told(kind: str, tmp_path: Path) -> None:
+    source = write_encoder(tmp_path / "bert", "bert", kind, overrides=LABELS)
+    export_base(source, tmp_path / "model.gguf", outtype="f32")
+    for shown in (explain_checkpoint(source, "the 🦊 fox"), explain_gguf(tmp_path / "model.gguf", "the 🦊 fox")):
+        (run_,) = shown.runs
+        known = {token.piece: token.control for token in run_.stacks[0].tokens}
+        assert known["[UNK]"] is False
+        assert known["[CLS]"] is known["[SEP]"] is True
+        if kind == "ForSequenceClassification":
+            place = [token.piece for token in run_.stacks[0].tokens].index("[UNK]")
+            assert run_.effects[place]
 
 
 def test_the_terminal_and_json_show_them(capsys: pytest.CaptureFixture[str]) -> None:

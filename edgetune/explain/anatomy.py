@@ -115,7 +115,7 @@ def _stack(header: GgufHeader, name: str, kind: ModelKind, ranks: dict[str, list
         head_size=head_size,
         positions="learned" if "position_embd" in here else "relative" if "attn_rel_b" in here else "rotary",
         embedding=tuple(sorted(before, key=_place)),
-        blocks=tuple(tuple(sorted(blocks[index], key=_place)) for index in sorted(blocks)),
+        blocks=tuple(tuple(sorted(_with_gate(blocks[index]), key=_place)) for index in sorted(blocks)),
         head=tuple(sorted(after, key=_place)) if not (kind == "encoder-decoder" and name == "encoder") else (),
         rope=rope,
         window=header.number("attention.sliding_window") or 0,
@@ -139,6 +139,15 @@ def _head_parts(header: GgufHeader, adapters: Sequence[Path]) -> list[Part]:
         )
         for number, layer in enumerate(heads[0].layers)
     ]
+
+
+def _with_gate(parts: list[Part]) -> list[Part]:
+    """A block's `parts`, where an MLP's first matrix that gives twice the width is known as gate and up in one."""
+    shapes = {part.name: part.shape for part in parts}
+    up, down = (shapes.get(f"ffn_{name}.weight", ()) for name in ("up", "down"))
+    if not (up and down and up[0] == 2 * down[1]):
+        return parts
+    return [replace(part, role="MLP: gate and up") if part.name == "ffn_up.weight" else part for part in parts]
 
 
 def _place(part: Part) -> tuple[int, bool]:

@@ -18,6 +18,7 @@ from edgetune.engine.torch.loading import load_checkpoint, load_vocabulary, tran
 from edgetune.errors import CorruptFileError, UsageError
 from edgetune.explain.page import ModelKind
 from edgetune.explain.parts import check_length
+from edgetune.explain.spelling import without_unknown
 from edgetune.fingerprint import read_chat_template, read_safetensors_header, safetensors_files, transformer_dir
 from edgetune.piece_tokenizer import PieceTokenizer
 from edgetune.template import ChatTemplate, Rendered
@@ -95,7 +96,7 @@ class Loaded:
     @property
     def control_tokens(self) -> frozenset[str]:
         """Texts of the tokens that are never made from a text."""
-        return self.vocabulary.control_tokens
+        return without_unknown(self.vocabulary.control_tokens)
 
 
 @dataclass(frozen=True)

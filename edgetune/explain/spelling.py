@@ -12,6 +12,8 @@ from typing import Protocol
 
 _BYTES = re.compile("[\udc80-\udcff]+")
 _ESCAPED = "surrogateescape"
+_UNKNOWN = frozenset({"[UNK]", "<unk>"})
+"""What stands for a word that a vocabulary has no pieces for."""
 
 
 class Tokenizer(Protocol):
@@ -34,11 +36,16 @@ class Spelling:
     @property
     def control_tokens(self) -> frozenset[str]:
         """Texts of the tokens that no text is made of."""
-        return self._tokenizer.control_tokens
+        return without_unknown(self._tokenizer.control_tokens)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each token's text."""
         return [self._tokenizer.piece(token, special=True).decode(errors=_ESCAPED) for token in ids]
+
+
+def without_unknown(control_tokens: frozenset[str]) -> frozenset[str]:
+    """`control_tokens` without the one for unknown words, which vocabularies count among them: it stands for text."""
+    return control_tokens - _UNKNOWN
 
 
 def completed(pieces: Sequence[str]) -> list[str]:
