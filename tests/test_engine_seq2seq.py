@@ -92,6 +92,12 @@ def test_beam_search_finds_what_transformers_finds(checkpoint: Path, settings: d
     assert found == reference(checkpoint, None, texts, max_new_tokens=10, **settings)
 
 
+def test_more_beams_than_a_small_batch_has_tokens(flan: Path) -> None:
+    with open_engine(flan) as engine:
+        found = said(engine, ["rain"], 3, BeamSettings(64))
+    assert found == reference(flan, None, ["rain"], max_new_tokens=3, num_beams=64)
+
+
 def test_with_an_adapter_as_with_peft(checkpoint: Path, tmp_path: Path) -> None:
     adapter = write_lora(tmp_path / "lora", checkpoint)
     export_adapter(adapter, tmp_path / "lora.gguf", base_dir=checkpoint, outtype="f32")

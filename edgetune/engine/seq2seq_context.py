@@ -128,7 +128,8 @@ class Seq2SeqContext:
 
     def _reserve(self, *, sequences: int, cells: int, batch: int) -> None:
         """Have a context with at least this room; the source goes through it in one batch."""
-        batch = max(_SMALLEST_BATCH, 1 << (batch - 1).bit_length())
+        # llama.cpp takes no batch that is smaller than the number of sequences.
+        batch = max(_SMALLEST_BATCH, 1 << (max(batch, sequences) - 1).bit_length())
         cells = max(cells, batch)  # llama.cpp takes no batch larger than the context
         if self.raw is not None and sequences <= self._sequences and cells <= self._cells and batch <= self._batch_size:
             return
