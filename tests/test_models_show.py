@@ -15,6 +15,7 @@ from edgetune.cli.models import _types, command
 from edgetune.export import export_base
 from edgetune.library.describe import describe
 from edgetune.library.sizes import Sizes, sizes_from_config
+from tests.adapters import write_adapter
 from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf, checkpoint
 from tests.seq2seq_checkpoints import write_seq2seq
@@ -128,6 +129,15 @@ def test_the_licence_of_the_models_card(tmp_path: Path) -> None:
     assert show(model_dir)["licence"] == "apache-2.0"
     (model_dir / "README.md").write_text("---\nlicense: [mit, other\n---\n")
     assert show(model_dir)["licence"] == ""
+
+
+def test_an_adapter_from_elsewhere_is_no_run_and_names_its_base(tmp_path: Path) -> None:
+    peft_dir = write_adapter(tmp_path / "peft", checkpoint("llama"), target_modules=["q_proj"])
+    shown = show(peft_dir)
+    assert (shown["rank"], shown["base_name"]) == (8, checkpoint("llama").name)
+    text = CliRunner().invoke(command, ["show", str(peft_dir)]).stdout
+    assert "PEFT adapter" in text
+    assert "training run" not in text
 
 
 def test_people_read_it_too() -> None:

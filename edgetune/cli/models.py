@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgetune import library
-from edgetune.artifacts import Fingerprint
+from edgetune.artifacts import RUN_RECORD, Fingerprint
 from edgetune.cli.progress import amount
 from edgetune.cli.terminal import aligned, table, typed_path
 from edgetune.errors import UnsupportedError
@@ -115,7 +115,7 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         heads += f" ({sizes.kv_heads} for keys and values)"
     return [
         ("name", description.name),
-        ("kind", _KINDS[description.kind]),
+        ("kind", "PEFT adapter" if _is_from_elsewhere(description) else _KINDS[description.kind]),
         ("path", typed_path(description.path)),
         ("architecture", description.architecture),
         *_duty(description.duty),
@@ -141,6 +141,11 @@ def _rows(description: library.Description) -> list[tuple[str, str]]:
         ("base", description.base_name if description.kind in ("run", "adapter") else ""),
         ("fingerprint", _fingerprint(description.fingerprint)),
     ]
+
+
+def _is_from_elsewhere(description: library.Description) -> bool:
+    """Whether it is an adapter's directory in which no run left its record."""
+    return description.kind == "run" and not (description.path / RUN_RECORD).is_file()
 
 
 def _duty(duty: library.Duty) -> list[tuple[str, str]]:

@@ -208,9 +208,8 @@ def _describe_run(run_dir: Path) -> Description:
         types=dict(types.most_common()),
         duty=duty_of_run(run) if run else Duty(),
         has_template=read_chat_template(run_dir) is not None,
-        base_name=run.base_name if run else "",
         fingerprint=run.fingerprint if run else Fingerprint(),
-        **_peft_adapter(run_dir),
+        **{**_peft_adapter(run_dir), **({"base_name": run.base_name} if run else {})},
         trained=_trained(run.record()) if run else "",
     )
 
@@ -222,6 +221,7 @@ def _peft_adapter(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     return {
+        "base_name": Path(str(config.get("base_model_name_or_path") or "")).name,
         "rank": rank if isinstance(rank, int) else None,
         "alpha": float(alpha) if isinstance(alpha, int | float) else None,
         "targets": tuple(sorted(map(str, targets))) if isinstance(targets, list) else (str(targets or ""),),
