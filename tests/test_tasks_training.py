@@ -199,6 +199,7 @@ def test_texts_are_rewritten(told: Any, family: str) -> None:
     run = train(told("translation", family, steps=60, lr=2e-2, rank=8, alpha=32.0, src_lang="en", tgt_lang="de"))
     assert run.task == "seq2seq"
     assert run.metrics["valid"]["chrf"] > run.metrics["valid_before"]["chrf"] + 20
+    assert list(run.metrics["valid"])[:2] == ["bleu", "chrf"]
     wanted = "translate English to German: " if family == "t5" else ""
     assert run.data["source_prefix"] == wanted
 
@@ -236,6 +237,7 @@ def test_replies_are_written_and_compared_where_asked(told: Any, tmp_path: Path)
     run = train(told("chat", "", base=base, eval_texts=5, steps=2))
     assert len(predictions(run.path)) == 5
     assert set(run.metrics["valid"]) >= {"exact_match", "bleu", "rougeL"}
+    assert next(iter(run.metrics["valid"])) == "exact_match"
     assert predictions(run.path)[0]["target"].startswith("the ")
     plain = train(told("chat", "", base=base, steps=2, out=str(tmp_path / "plain")))
     assert "valid" not in plain.metrics

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 EVAL_TEXTS = 64
 """Validation rows that a text is written for each time, unless told otherwise."""
 
+_TOLD_FIRST = {"translation": ("bleu", "chrf"), "summarization": ("rouge1", "rougeL")}
+"""What the quality of a kind of text is usually told in; of others by how many are right."""
 _T5 = ("t5", "mt5", "umt5")
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 """The languages T5 was taught, as its prefixes name them."""
@@ -302,7 +304,9 @@ class Seq2SeqTask(RowTask):
             {"source": row.example.source, "target": row.example.target, "predicted": text}
             for row, text in zip(rows, found, strict=True)
         ]
-        return Measured(metrics.texts(found, [row.example.target for row in rows]), predictions)
+        measured = metrics.texts(found, [row.example.target for row in rows])
+        first = _TOLD_FIRST.get(rows[0].example.kind, ())
+        return Measured({name: measured[name] for name in (*first, *measured)}, predictions)
 
     def data_record(self) -> dict[str, Any]:
         """What goes around the texts."""
