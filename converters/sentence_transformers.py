@@ -114,7 +114,8 @@ def read_sentence_model(model_dir: Path) -> SentenceModel | None:
     pooling, width, layers, normalize = _head(modules[1:])
     limits = _limits(inside)
     prompts = _read(model_dir / "config_sentence_transformers.json")
-    named = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items() if text}
+    texts = prompts.get("prompts")
+    named = {str(name): str(text) for name, text in texts.items() if text} if isinstance(texts, dict) else {}
     default = prompts.get("default_prompt_name")
     length = limits.get("max_seq_length")
     return SentenceModel(
@@ -142,9 +143,12 @@ def _modules(model_dir: Path) -> list[tuple[str, Path]]:
         # A module is a directory in the model's own: a list must not lead out of it.
         if Path(folder).is_absolute() or ".." in Path(folder).parts or "\\" in folder:
             raise CorruptCheckpoint(f"{path} names the directory {folder!r}, which is not inside the model's.")
-    if not modules or modules[0][0] != "Transformer":
-        first = modules[0][0] if modules else "nothing"
+    if not modules:
+        raise CorruptCheckpoint(f"{path} lists no modules.", hint=_AGAIN)
+    if (first := modules[0][0]) != "Transformer":
         raise UnsupportedModel(f"{path} begins with {first}; only models that begin with a Transformer are converted.")
+    if not (model_dir / modules[0][1]).is_dir():
+        raise CorruptCheckpoint(f"{path} names {modules[0][1]!r}, and there is no such directory.", hint=_AGAIN)
     return [(kind, model_dir / folder) for kind, folder in modules]
 
 

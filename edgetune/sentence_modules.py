@@ -80,12 +80,16 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
     transformer, normalize = model_dir, False
     modes: tuple[str, ...] = ("mean",)
     layers: list[LayerFiles] = []
-    for module in listed if isinstance(listed, list) else []:
+    if not isinstance(listed, list) or not listed:
+        raise CorruptFileError(f"{model_dir / 'modules.json'} lists no modules.", hint="Get it again.")
+    for module in listed:
         if not isinstance(module, dict):
             raise CorruptFileError(f"{model_dir / 'modules.json'} lists {module!r}.", hint="Get it again.")
         kind, folder = str(module.get("type", "")).rpartition(".")[2], model_dir / str(module.get("path") or "")
         if model_dir.resolve() not in (folder.resolve(), *folder.resolve().parents):
             raise CorruptFileError(f"{model_dir / 'modules.json'} leads out of its directory.", hint="Get it again.")
+        if kind in ("Transformer", "Pooling", "Dense", "LayerNorm") and not folder.is_dir():
+            raise CorruptFileError(f"{model_dir} lacks the directory {folder} of its {kind}.", hint="Get it again.")
         if kind == "Transformer":
             transformer = folder
         elif kind == "Pooling":
@@ -95,7 +99,10 @@ def read_modules(model_dir: Path) -> SentenceModules | None:
         elif kind == "Normalize":
             normalize = True
         elif kind != "Dropout":
-            raise UnsupportedError(f"{model_dir} has the sentence-transformers module {kind}, which is unknown here.")
+            raise UnsupportedError(
+                f"{model_dir} has the sentence-transformers module {kind}, which is unknown here.",
+                hint="Encode with sentence-transformers itself.",
+            )
     limits = _limits(transformer)
     prompts = _object(model_dir / "config_sentence_transformers.json")
     texts, default = prompts.get("prompts"), prompts.get("default_prompt_name")

@@ -230,6 +230,9 @@ def _profile(header: GgufHeader, head: Head | None, *, is_encoder: bool) -> Prof
     if head is not None:
         head.check_width(hidden, header.path)
     recorded = LLAMA_POOLINGS.get(header.number("pooling_type") or 0) if head is None or for_vectors else None
+    if recorded and head is None and not is_encoder:
+        # A decoder's file names a pooling where the model was made for vectors.
+        head = Head("embedding", pooling=recorded, normalize=True)
     pooling: Pooling = (
         (head.pooling if for_vectors and head else None) or recorded or ("mean" if is_encoder else "last")
     )

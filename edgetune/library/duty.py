@@ -83,7 +83,7 @@ def duty_of_gguf(header: GgufHeader, *, writes: str) -> Duty:
         labels = read_gguf_header(header.path, arrays=("edgetune.labels",)).metadata["edgetune.labels"]
     is_encoder = metadata.get(f"{header.architecture}.attention.causal") is False or header.architecture == "t5encoder"
     task = str(metadata.get("edgetune.task") or ("seq2seq" if header.architecture == "t5" else ""))
-    task = task or ("embedding" if is_encoder else writes)
+    task = task or ("embedding" if is_encoder or header.number("pooling_type") else writes)
     gives_vectors = task in (*_HEADS, "embedding")
     pooling = metadata.get("edgetune.head.pooling") or LLAMA_POOLINGS.get(header.number("pooling_type") or 0, "")
     prompting = read_prompting(header)

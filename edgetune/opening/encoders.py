@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
 from edgetune.events import Notice, Sink, ignore
-from edgetune.export import check_convertible, find_base_dir
+from edgetune.export import check_convertible, find_base_dir, load_run
 from edgetune.gguf_header import read_gguf_header
 from edgetune.library import check_pair_headers, classify, find_model
 from edgetune.opening.files import choose_model
@@ -16,6 +16,9 @@ from edgetune.opening.torch_files import find_torch_files
 
 if TYPE_CHECKING:
     from edgetune.engine.encoder import Encoder
+
+_BESIDE_WEIGHTS = ("houlsby", "pfeiffer")
+"""Methods whose adapters llama.cpp has no place for."""
 
 
 def open_encoder(
@@ -63,6 +66,8 @@ def _what_llama_lacks(path: Path) -> str:
         base = find_base_dir(path)
     except EdgetuneError:
         return ""
+    if (run := load_run(path)) and run.method in _BESIDE_WEIGHTS:
+        return f"{path} has layers of its own between the model's, which a GGUF file does not hold."
     try:
         if base.is_dir():
             check_convertible(base)
