@@ -13,6 +13,8 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests run side by side: thread pools that wait for each other take many times as long as one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For two dozen small kernels, helpers that each import torch take longer than they save.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 
