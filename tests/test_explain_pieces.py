@@ -95,6 +95,13 @@ def test_an_unknown_word_is_text_and_its_doing_is_told(kind: str, tmp_path: Path
             assert run_.effects[place]
 
 
+def test_a_letter_that_is_read_from_the_right_keeps_its_bytes_on_the_left() -> None:
+    # Without a mark a browser turns "⟨95⟩→ו" around: the letter decides, and digits do not.
+    text = page(explain_gguf(base_gguf("llama"), "שלום", sampling=GREEDY, steps=1))
+    assert "\u200e⟨95⟩→ו" in text
+    assert "\u200e⟨A9⟩→ש" in text
+
+
 def test_the_terminal_and_json_show_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["explain", str(base_gguf("llama")), TEXT, "-n", "1"]) == 0
     told = capsys.readouterr().out
