@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converters import convert_base
 from edgetune.artifacts import RUN_RECORD, Run
 from edgetune.cli.main import run
 from edgetune.errors import ExitCode
 from edgetune.export import export_base
 from edgetune.fingerprint import fingerprint_checkpoint
+from edgetune.library import purpose_of
+from tests.checkpoints import write_checkpoint
 from tests.encoders import LABELS, write_encoder
 from tests.ggufs import base_gguf
 
@@ -171,3 +174,17 @@ def test_a_run_on_a_base_that_llama_lacks_runs_in_torch(tmp_path: Path, capsys: 
     out = capsys.readouterr()
     assert "It runs in torch instead" in out.err
     assert set(lines(out.out)[0]) == {"text", "label", "scores"}
+
+
+def test_a_decoder_made_for_vectors_by_others_is_known_by_its_pooling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tiny", "llama")
+    for name, metadata in (("plain", {}), ("vectors", {"llama.pooling_type": 3})):
+        convert_base(checkpoint, tmp_path / f"{name}.gguf", outtype="f16", metadata=metadata)
+        assert run(["embed", str(tmp_path / f"{name}.gguf"), "hello", "-t", "1"]) == ExitCode.OK
+        captured = capsys.readouterr()
+        assert ("writes text" in captured.err) is (name == "plain")
+        length = np.linalg.norm(np.asarray(lines(captured.out)[0]["embedding"], np.float64))
+        assert length == pytest.approx(1, abs=1e-5)
+        assert purpose_of(tmp_path / f"{name}.gguf", "model") == ("chat" if name == "plain" else "embed")

@@ -13,13 +13,14 @@ import pytest
 
 from edgetune.cli.main import run
 from edgetune.engine import open_encoder
-from edgetune.engine.encoder import Encoder
+from edgetune.engine.encoder import Encoder, Profile, with_adapter_heads
 from edgetune.engine.encoder_llama import open_llama_encoder
 from edgetune.engine.protocol import LoraSpec
 from edgetune.engine.torch.encoder import open_torch_encoder
 from edgetune.errors import CorruptFileError, ExitCode, UnsupportedError, UsageError
 from edgetune.events import Event, Progress
 from edgetune.export import export_adapter, export_base
+from edgetune.head import Head, HeadLayer
 from edgetune.library import purpose_of
 from tests.encoders import LABELS, furthest, write_encoder
 from tests.ggufs import base_gguf
@@ -348,3 +349,12 @@ def test_torch_needs_no_pooler_for_vectors(tmp_path: Path) -> None:
     directory = write_encoder(tmp_path / "bert", "bert", "ForMaskedLM")
     with open_encoder(directory) as encoder:
         assert np.isfinite(encoder.embed(["the fox"])).all()
+
+
+def test_an_adapter_that_pools_leaves_the_head_of_another(tmp_path: Path) -> None:
+    layer = HeadLayer("dense", np.ones((2, 4), np.float32))
+    scores, pools = Head("classification", ("a", "b"), layers=(layer,)), Head("embedding", pooling="cls")
+    base = Profile(tmp_path, 4, 16, None, "mean", False)
+    for heads in ([scores, pools], [pools, None, scores]):
+        profile = with_adapter_heads(base, heads)
+        assert (profile.head, profile.pooling) == (scores, "cls")

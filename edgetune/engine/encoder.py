@@ -6,7 +6,7 @@ the order of the texts. What runs the model is a `Backend`: llama.cpp on a GGUF,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -250,8 +250,14 @@ def check_heads(adapters: Sequence[LoraSpec], brings_head: Callable[[Path], bool
         )
 
 
-def with_adapter_head(profile: Profile, head: Head | None) -> Profile:
-    """`profile` with the head that an adapter brings, if it brings one."""
+def with_adapter_heads(profile: Profile, heads: Iterable[Head | None]) -> Profile:
+    """`profile` with what adapters bring, in any order: one that only pools does not take away another's layers."""
+    for head in sorted(heads, key=lambda head: bool(head and head.layers)):
+        profile = _with_adapter_head(profile, head)
+    return profile
+
+
+def _with_adapter_head(profile: Profile, head: Head | None) -> Profile:
     if head is None or not (head.layers or head.pooling):
         return profile
     head.check_width(profile.hidden_size, profile.path)

@@ -18,7 +18,7 @@ import numpy as np
 from edgetune.engine import native
 from edgetune.engine.adapters import LoadedAdapters
 from edgetune.engine.backends import list_devices
-from edgetune.engine.encoder import Encoder, Profile, check_heads, with_adapter_head
+from edgetune.engine.encoder import Encoder, Profile, check_heads, with_adapter_heads
 from edgetune.engine.encoder_context import MOST_SEQUENCES, EncoderContext
 from edgetune.engine.encoder_tokens import Encoded, EncoderTokenizer, JsonEncoderTokenizer, LlamaEncoderTokenizer
 from edgetune.engine.json_tokenizer import JSON_KEY
@@ -198,8 +198,7 @@ def open_llama_encoder(
         profile = _profile(header, head, is_encoder=_is_encoder(header))
         heads = {spec.path: read_head(spec.path) for spec in lora if spec.scale}
         check_heads(lora, lambda path: bool((found := heads[path]) and found.layers))
-        for brought in heads.values():
-            profile = with_adapter_head(profile, brought)
+        profile = with_adapter_heads(profile, heads.values())
         options: dict[str, Any] = {"threads": threads, "flash_attn": flash_attn, "tap": tap}
         backend = LlamaBackend(model, header, profile, on_gpu=on_gpu > 0, **options)
         backend.set_adapters(lora)
