@@ -188,3 +188,9 @@ def test_a_decoder_made_for_vectors_by_others_is_known_by_its_pooling(
         length = np.linalg.norm(np.asarray(lines(captured.out)[0]["embedding"], np.float64))
         assert length == pytest.approx(1, abs=1e-5)
         assert purpose_of(tmp_path / f"{name}.gguf", "model") == ("chat" if name == "plain" else "embed")
+
+
+def test_an_empty_file_has_no_text(gguf: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none.txt").touch()
+    assert run(["embed", gguf, str(tmp_path / "none.txt")]) == ExitCode.USAGE
+    assert "There is no text to read." in capsys.readouterr().err

@@ -114,7 +114,7 @@ def _file_rows(path: Path, *, pair: bool) -> Iterator[TextRow | str]:
 
 
 def _lines(where: str, text: str, *, pair: bool) -> Iterator[TextRow | str]:
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.split("\n") if text else (), 1):
         line, place = line.removesuffix("\r"), f"{where}, line {number}"
         if pair and line.count("\t") != 1:
             yield f"{place}: expected two texts with a tab between them."
