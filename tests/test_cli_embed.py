@@ -194,3 +194,10 @@ def test_an_empty_file_has_no_text(gguf: str, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "none.txt").touch()
     assert run(["embed", gguf, str(tmp_path / "none.txt")]) == ExitCode.USAGE
     assert "There is no text to read." in capsys.readouterr().err
+
+
+def test_a_name_that_promises_another_format_is_refused(gguf: str, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.csv"
+    assert run(["embed", gguf, "hello", "-o", str(path)]) == ExitCode.USAGE
+    assert not path.exists()
+    assert run(["embed", gguf, "hello", "-o", str(path), "--format", "json", "-t", "1"]) == ExitCode.OK

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgetune.head import Array
 
 _BY_SUFFIX = {".npy": "npy", ".parquet": "parquet"}
+_NOT_WRITTEN = (".csv", ".tsv", ".npz", ".safetensors")
+"""Names that promise another format than there is."""
 
 
 @click.command("embed", context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +61,8 @@ def command(
     from edgetune.cli.text_rows import read_rows
 
     kind = output_format or _BY_SUFFIX.get(output.suffix.lower() if output else "", "json")
+    if output_format is None and output and output.suffix.lower() in _NOT_WRITTEN:
+        raise UsageError(f"Vectors are not written as {output.suffix}.", hint="Take .jsonl, .npy or .parquet.")
     if kind != "json" and output is None and (kind == "parquet" or sys.stdout.isatty()):
         raise UsageError(f"{kind} is for a file.", hint=f"Name one: -o vectors.{kind}")
     if kind == "parquet":
