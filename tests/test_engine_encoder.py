@@ -358,3 +358,26 @@ def test_an_adapter_that_pools_leaves_the_head_of_another(tmp_path: Path) -> Non
     for heads in ([scores, pools], [pools, None, scores]):
         profile = with_adapter_heads(base, heads)
         assert (profile.head, profile.pooling) == (scores, "cls")
+
+
+def test_a_head_that_another_converter_wrote_is_told_of(tmp_path: Path, root: Path) -> None:
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    export_base(write_encoder(root / "headless", "bert"), root / "headless.gguf", outtype="f32")
+    reader, writer = GGUFReader(root / "headless.gguf"), GGUFWriter(tmp_path / "foreign.gguf", "bert")
+    for name, entry in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture", "edgetune.")):
+            inner = {"sub_type": entry.types[-1]} if entry.types[0] == GGUFValueType.ARRAY else {}
+            writer.add_key_value(name, entry.contents(), entry.types[0], **inner)
+    writer.add_array("bert.classifier.output_labels", ["red", "green"])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.add_tensor("cls.output.weight", np.zeros((2, 96), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with open_encoder(tmp_path / "foreign.gguf", threads=1) as encoder:
+        assert encoder.embed(TEXTS).shape == (len(TEXTS), 96)
+        with pytest.raises(UnsupportedError, match=r"head in llama\.cpp's own form"):
+            encoder.classify(TEXTS)

@@ -81,7 +81,7 @@ def command(
             _write_file(output, kind, rows, chunks)
             say(f"{len(rows)} vectors in {output}")
         elif kind == "npy":
-            _write_npy(sys.stdout.buffer, chunks)
+            _write_npy(sys.stdout.buffer, rows, chunks)
         else:
             for part, vectors in chunks:
                 click.echo(_json_lines(part, vectors), nl=False)
@@ -107,7 +107,7 @@ def _write_file(
             _write_parquet(partial, rows, chunks)
         elif kind == "npy":
             with partial.open("wb") as file:
-                _write_npy(file, chunks)
+                _write_npy(file, rows, chunks)
         else:
             with partial.open("w", encoding="utf-8") as file:
                 for part, vectors in chunks:
@@ -115,17 +115,23 @@ def _write_file(
 
 
 def _json_lines(rows: Sequence[TextRow], vectors: Array) -> str:
-    lines = (
-        json.dumps({**row.values(), "embedding": vector.tolist()}, ensure_ascii=False)
-        for row, vector in zip(rows, vectors, strict=True)
-    )
-    return "".join(f"{line}\n" for line in lines)
+    """With as many digits as tell a float32 from its neighbours: Python would print those of a float64."""
+    lines: list[str] = []
+    for row, digits in zip(rows, vectors.astype(str), strict=True):
+        values = json.dumps(row.values(), ensure_ascii=False)
+        lines.append(f'{values[:-1]}, "embedding": [{", ".join(digits)}]}}\n')
+    return "".join(lines)
 
 
-def _write_npy(file: Any, chunks: Iterator[tuple[Sequence[TextRow], Array]]) -> None:
-    import numpy as np
+def _write_npy(file: Any, rows: Sequence[TextRow], chunks: Iterator[tuple[Sequence[TextRow], Array]]) -> None:
+    """As numpy's `save` would, a chunk at a time."""
+    from numpy.lib import format as npy
 
-    np.save(file, np.concatenate([vectors for _, vectors in chunks]))
+    for number, (_, vectors) in enumerate(chunks):
+        if not number:
+            shape = (len(rows), vectors.shape[1])
+            npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(vectors.astype("<f4").tobytes())
 
 
 def _write_parquet(path: Path, rows: Sequence[TextRow], chunks: Iterator[tuple[Sequence[TextRow], Array]]) -> None:

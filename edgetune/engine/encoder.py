@@ -47,6 +47,8 @@ class Profile:
     """False for a decoder, whose tokens see only what is before them."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """What is put before a text, by the name of its purpose, e.g. "query"."""
+    has_foreign_head: bool = False
+    """Whether the only head is one that llama.cpp's converter wrote."""
     default_prompt: str = ""
     """The name of the prompt that is used where none is named; empty for none."""
 
@@ -151,6 +153,11 @@ class Encoder:
         """
         head = self.profile.head
         if head is None or not head.scores_texts:
+            if self.profile.has_foreign_head:
+                raise UnsupportedError(
+                    f"{self.profile.path} has its head in llama.cpp's own form, which lacks layers of some models.",
+                    hint="Convert the checkpoint once more, with: edgetune convert",
+                )
             raise UnsupportedError(
                 f"{self.profile.path} has no head that gives labels or numbers.",
                 hint="Train one on it: edgetune train --task classification; or name an adapter that has one: --lora",

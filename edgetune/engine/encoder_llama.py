@@ -246,6 +246,7 @@ def _profile(header: GgufHeader, head: Head | None, *, is_encoder: bool) -> Prof
         is_encoder=is_encoder,
         prompts=prompting.prompts,
         default_prompt=prompting.default_prompt,
+        has_foreign_head=head is None and any(tensor.name == "cls.output.weight" for tensor in header.tensors),
     )
 
 
