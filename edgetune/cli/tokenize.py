@@ -22,29 +22,25 @@ def command(model: str, text: str, as_chat: bool, system: str, no_special: bool,
 
     TEXT is text: no control token is made from what it spells. `-` reads it from standard input.
     """
+    from edgetune.char_tokenizer import CharTokenizer
     from edgetune.cli.last_words import speak_before_aborting
-    from edgetune.engine.tokenizer import GgufTokenizer
     from edgetune.errors import UsageError
-    from edgetune.opening.files import choose_model
+    from edgetune.opening.vocabularies import open_vocabulary, source_pieces
+    from edgetune.piece_tokenizer import PieceTokenizer
 
     text = read_stdin() if text == "-" else valid_text(text)
-    with show_progress() as sink:
-        choice = choose_model(model, (), sink=sink)
     speak_before_aborting()
-    tokenizer = GgufTokenizer.open(choice.base)
-    try:
+    with show_progress() as sink, open_vocabulary(model, sink=sink) as vocabulary:
         if as_chat:
-            template = tokenizer.chat_template
-            if template is None:
+            template = vocabulary.chat_template
+            if isinstance(vocabulary, CharTokenizer | PieceTokenizer) or template is None:
                 raise UsageError(f"{model} has no chat template.", hint="Leave out --chat.")
             turns = [{"role": "system", "content": system}] if system else []
             turns.append({"role": "user", "content": text})
-            ids = tokenizer.encode_rendered(template.render(turns, add_generation_prompt=True))
+            ids = vocabulary.encode_rendered(template.render(turns, add_generation_prompt=True))
         else:
-            ids = tokenizer.encode(text, add_special=not no_special)
-        pieces = tokenizer.pieces(ids)
-    finally:
-        tokenizer.close()
+            ids = vocabulary.encode(text, add_special=not no_special)
+        pieces = source_pieces(vocabulary, ids)
     if as_json:
         click.echo(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False))
         return
