@@ -269,7 +269,9 @@ def test_it_is_trained_on_translations(
 
 def test_explain_shows_pieces(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["explain", str(models["marian"]), "the dog", "--json"]) == ExitCode.OK
-    assert " dog" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert " dog" in told
+    assert '"positions": "sinusoidal"' in told
 
 
 def test_files_that_do_not_belong_together_are_told_of(models: dict[str, Path], tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def _stack(model: Any, side: str, name: str, config: Any, positions: int, order:
     rope = _rope(module, text, positions) if module is not None else None
     has_positions = any(re.search(r"position\w*embed|embed_positions|\bwpe\b", n) for n, _ in model.named_modules())
     relative = any("relative_attention_bias" in part.name for block in blocks for part in block)
+    table = "sinusoidal" if any("Sinusoidal" in type(one).__name__ for one in model.modules()) else "learned"
     return Stack(
         name=name,
         layers=len(blocks),
@@ -154,7 +155,7 @@ def _stack(model: Any, side: str, name: str, config: Any, positions: int, order:
         heads=heads,
         kv_heads=number("num_key_value_heads") or heads,
         head_size=head_size,
-        positions="rotary" if rope else "relative" if relative else "learned" if has_positions else "none",
+        positions="rotary" if rope else "relative" if relative else table if has_positions else "none",
         embedding=(),
         blocks=blocks,
         rope=rope,

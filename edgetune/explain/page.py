@@ -68,7 +68,7 @@ class Stack:
     kv_heads: int
     head_size: int
     positions: str
-    """How it knows a token's place: "rotary", "learned", "relative", …"""
+    """How it knows a token's place: "rotary", "learned", "sinusoidal", "relative", …"""
     embedding: tuple[Part, ...]
     """Everything before the first block."""
     blocks: tuple[tuple[Part, ...], ...]
