@@ -79,7 +79,8 @@ def test_an_encoder_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     vectors = said(capsys, "embed", str(made.gguf.path), "the fox", "hello", "-t", "1")
     labels = said(capsys, "classify", str(made.gguf.path), "the fox", "hello", "-t", "1", "--json")
     with edgetune.load_encoder(made.gguf.path, threads=1) as encoder:
-        np.testing.assert_array_equal(encoder.embed(["the fox", "hello"]), [one["embedding"] for one in vectors])
+        printed = np.array([one["embedding"] for one in vectors], np.float32)
+        np.testing.assert_array_equal(encoder.embed(["the fox", "hello"]), printed)
         assert [dict(one.scores) for one in encoder.classify(["the fox", "hello"])] == [one["scores"] for one in labels]
 
 
