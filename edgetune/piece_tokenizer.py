@@ -195,10 +195,12 @@ def _m2m100(model_dir: Path, settings: Mapping[str, Any], processor: Any) -> Pie
     from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
     ids = _vocabulary(model_dir / "vocab.json")
-    known = FAIRSEQ_LANGUAGE_CODES[settings.get("language_codes") or "m2m100"]
+    known = FAIRSEQ_LANGUAGE_CODES.get(str(settings.get("language_codes") or "m2m100"), [])
     codes = {f"__{code}__": len(ids) + place for place, code in enumerate(known)}
     controls, end, unknown = _controls(model_dir, settings, ids)
-    own = codes[f"__{settings.get('src_lang') or 'en'}__"]
+    own = codes.get(f"__{settings.get('src_lang') or 'en'}__")
+    if own is None:
+        raise CorruptFileError(f"{model_dir / 'tokenizer_config.json'} names languages that are unknown.", hint=_HINT)
     return PieceTokenizer(
         processor, processor, ids, ids, {**controls, **codes}, end, unknown, codes=codes, own_code=own
     )
@@ -209,7 +211,7 @@ def _controls(model_dir: Path, settings: Mapping[str, Any], ids: Mapping[str, in
     names = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>", "bos": "<s>"}
     for name in names:
         given = settings.get(f"{name}_token")
-        names[name] = str(given.get("content") if isinstance(given, dict) else given or names[name])
+        names[name] = str((given.get("content") if isinstance(given, dict) else given) or names[name])
     found = {text: ids[text] for text in names.values() if text in ids}
     if missing := [names[name] for name in ("eos", "unk") if names[name] not in found]:
         raise CorruptFileError(f"{model_dir / 'vocab.json'} has no {missing[0]}.", hint=_HINT)

@@ -292,3 +292,17 @@ def test_files_that_do_not_belong_together_are_told_of(models: dict[str, Path], 
         (copy / "vocab.json").write_text(vocabulary)
         with pytest.raises(CorruptFileError, match=message):
             load_pieces(copy)
+
+
+@pytest.mark.parametrize("change", [{"src_lang": "xx"}, {"language_codes": "none"}])
+def test_languages_that_m2m100_does_not_have_are_told_of(
+    models: dict[str, Path], tmp_path: Path, change: dict[str, str]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(models["m2m100"], copy)
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}))
+    with pytest.raises(CorruptFileError, match="names languages that are unknown"):
+        load_pieces(copy)

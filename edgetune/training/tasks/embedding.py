@@ -25,7 +25,7 @@ from edgetune.sentence_modules import read_modules
 from edgetune.training import metrics
 from edgetune.training.tasks.base import Measured
 from edgetune.training.tasks.choose import Kind
-from edgetune.training.tasks.rows import Ids, RowBatch, RowTask
+from edgetune.training.tasks.rows import Ids, ReadSequence, RowBatch, RowTask
 
 if TYPE_CHECKING:
     import torch
@@ -34,23 +34,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RelatedSequence:
-    """The texts of one row in ids: anchor, positive, negatives."""
+class RelatedSequence(ReadSequence):
+    """The texts of one row in ids, one after the other: anchor, positive, negatives."""
 
-    ids: Ids
-    """All of them, one after the other."""
     parts: tuple[Ids, ...]
     example: Related
-
-    @property
-    def learned(self) -> NDArray[np.bool_]:
-        """No token is written."""
-        return np.zeros(len(self.ids), dtype=bool)
-
-    @property
-    def learned_count(self) -> int:
-        """One row, one thing to learn."""
-        return 1
 
 
 class EmbeddingTask(RowTask):

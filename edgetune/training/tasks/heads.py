@@ -17,31 +17,20 @@ from numpy.typing import NDArray
 from edgetune.data import TextTokenizer
 from edgetune.data.columns import Labelled, Scored
 from edgetune.training.tasks.choose import Kind
-from edgetune.training.tasks.rows import Ids, RowBatch, RowTask
+from edgetune.training.tasks.rows import Ids, ReadSequence, RowBatch, RowTask
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class HeadSequence:
+class HeadSequence(ReadSequence):
     """A text (or pair) in ids, and what the head should say of it."""
 
-    ids: Ids
     type_ids: Ids
     target: NDArray[np.float32]
     """(outputs,): a one for each label it has, or the number."""
     example: Labelled | Scored
-
-    @property
-    def learned(self) -> NDArray[np.bool_]:
-        """No token is written."""
-        return np.zeros(len(self.ids), dtype=bool)
-
-    @property
-    def learned_count(self) -> int:
-        """One row, one thing to learn."""
-        return 1
 
 
 class HeadTask(RowTask):

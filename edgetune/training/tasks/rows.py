@@ -34,6 +34,23 @@ Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class ReadSequence:
+    """A row in ids that is read whole: none of its tokens is learned, the row is."""
+
+    ids: Ids
+
+    @property
+    def learned(self) -> NDArray[np.bool_]:
+        """No token is written."""
+        return np.zeros(len(self.ids), dtype=bool)
+
+    @property
+    def learned_count(self) -> int:
+        """One row, one thing to learn."""
+        return 1
+
+
+@dataclass(frozen=True)
 class RowBatch:
     """Padded rows and what is to be learned of them."""
 
